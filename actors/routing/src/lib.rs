@@ -1,1 +1,37 @@
-//! Placeholder.
+//! Who gets the next request: the request and endpoint model, and the pick.
+//!
+//! Everything here is plain code without I/O. The gateway parses a request ([`request`]), asks the current
+//! [`RoutingView`] which endpoints may take it and a [`Scheduler`] which one does; the answer is a [`Reservation`] that
+//! counts against the endpoint for exactly as long as it lives. The endpoint actors write what they learn (health, load, models)
+//! into the atomics of the shared [`Endpoint`]; the gateway writes what it sees (failures, progress) into the same
+//! place, so the hot path never asks an actor and never takes a lock.
+//!
+//! * reads: the published [`RoutingView`], the atomics of its endpoints
+//! * writes: reservations and observations on endpoints
+//! * takes no messages
+pub mod breaker;
+pub mod endpoint;
+pub mod pick;
+pub mod request;
+pub mod target;
+pub mod view;
+
+pub use breaker::{Breaker, BreakerPolicy, BreakerState};
+pub use endpoint::{
+    Endpoint, EndpointObserver, EndpointSpec, Failure, Health, LoadFigures, NotUsed, Reservation,
+    ServedModel,
+};
+pub use pick::{PowerOfTwo, Scheduler, Tried, Unavailable};
+pub use request::{Api, ParseError, RequestInfo};
+pub use target::{Target, TargetError};
+pub use view::{Pool, PoolSpec, Route, RoutingView, SharedView};
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// Milliseconds of the monotonic clock since the process first asked. Never 0, so that 0 can mean "never".
+pub fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+}

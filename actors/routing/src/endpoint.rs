@@ -1,0 +1,499 @@
+//! One endpoint as the hot path sees it: fixed facts, and atomics that actors and gateway write.
+
+use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
+use crate::target::Target;
+use arc_swap::ArcSwap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// What is fixed for one incarnation of an endpoint. Anything that changes here makes a new [`Endpoint`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointSpec {
+    /// Name of the endpoint resource.
+    pub name: Arc<str>,
+    /// Fixed by the create of the resource; counts and reports are keyed by (name, incarnation).
+    pub incarnation: u64,
+    /// Name of its pool.
+    pub pool: Arc<str>,
+    /// Where it listens.
+    pub target: Target,
+    /// Speaks HTTP/2 without TLS (`kubernetes.io/h2c`).
+    pub h2c: bool,
+    /// Its region.
+    pub region: Arc<str>,
+    /// Data-parallel rank.
+    pub rank: Option<u32>,
+    /// Labels of the resource.
+    pub labels: BTreeMap<String, String>,
+    /// When the request path stops using it.
+    pub breaker: BreakerPolicy,
+    /// Ramp after recovery.
+    pub slow_start: Duration,
+    /// Requests in flight and no byte for this long: stalled.
+    pub stall_timeout: Duration,
+}
+
+/// What the owner's probes say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Health {
+    /// Not probed yet, or the owner is gone and nobody took over so far.
+    Unknown = 0,
+    /// Answers.
+    Ready = 1,
+    /// Does not answer, answers badly, or makes no progress.
+    Unhealthy = 2,
+}
+
+/// A row of the engine's `/v1/models`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServedModel {
+    /// Name that requests use.
+    pub id: String,
+    /// Base model, for a LoRA adapter.
+    pub parent: Option<String>,
+    /// Where the weights come from.
+    pub root: Option<String>,
+    /// Owner as the engine says it.
+    pub owned_by: Option<String>,
+    /// Unix seconds.
+    pub created: i64,
+    /// Longest context in tokens.
+    pub max_model_len: Option<u64>,
+}
+
+/// The engine's own figures, as last read from its metrics page by the endpoint's owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LoadFigures {
+    /// Requests in the running batch.
+    pub running: Option<u32>,
+    /// Requests in the engine's queue.
+    pub waiting: Option<u32>,
+    /// Share of KV-cache blocks in use, 0 to 1.
+    pub kv_cache_usage: Option<f32>,
+}
+
+/// How a request to an endpoint failed, as far as it says something about the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection: refused, unreachable, TLS failed, or the connect timeout passed.
+    Connect,
+    /// The connection broke before or within the response.
+    Reset,
+    /// 502, 503 or 504.
+    Status(u16),
+    /// No response head within the first-byte timeout.
+    FirstByteTimeout,
+    /// No byte of the body within the idle timeout.
+    IdleTimeout,
+}
+
+/// Told at once about what the gateway finds out, so that the endpoint's actor need not poll. Must not block.
+pub trait EndpointObserver: Send + Sync {
+    /// The breaker opened or reopened.
+    fn breaker_opened(&self, endpoint: &Endpoint, why: Failure);
+    /// A trial request succeeded and the breaker closed.
+    fn breaker_closed(&self, endpoint: &Endpoint);
+}
+
+/// Why an endpoint takes no (or less) traffic. Its `Display` is what `describe` shows.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum NotUsed {
+    /// An operator or a shutdown drains it.
+    #[error("draining: takes no new requests")]
+    Draining,
+    /// The owner's probes fail.
+    #[error("unhealthy: the owner's health probes fail or it makes no progress")]
+    Unhealthy,
+    /// The gateway of the answering node saw failures.
+    #[error("circuit breaker {}: requests from this node failed", .0.as_str())]
+    Breaker(BreakerState),
+    /// Never probed; used only when no ready endpoint is there.
+    #[error("not probed yet: used only while no ready endpoint is there")]
+    Unknown,
+    /// Recovered a short time ago.
+    #[error("slow start: takes {0} % of its share")]
+    SlowStart(u32),
+}
+
+/// No load figure known.
+const NONE: u32 = u32::MAX;
+
+/// Shared by the gateway (reads, reserves, observes) and the endpoint's actors (write health and load).
+pub struct Endpoint {
+    spec: EndpointSpec,
+    observer: Option<Arc<dyn EndpointObserver>>,
+    health: AtomicU8,
+    draining: AtomicBool,
+    breaker: Breaker,
+    /// When it became ready again; 0: no ramp under way.
+    ramp_from: AtomicU64,
+    local_in_flight: AtomicU32,
+    remote_in_flight: AtomicU32,
+    running: AtomicU32,
+    waiting: AtomicU32,
+    /// f32 bits; `NONE`'s bit pattern is a NaN and stands for "not known".
+    kv_cache_usage: AtomicU32,
+    load_at: AtomicU64,
+    progress_at: AtomicU64,
+    models: ArcSwap<Vec<ServedModel>>,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("name", &self.spec.name)
+            .field("incarnation", &self.spec.incarnation)
+            .field("target", &self.spec.target.authority)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Endpoint {
+    /// An endpoint of which nothing is known yet.
+    pub fn new(spec: EndpointSpec, observer: Option<Arc<dyn EndpointObserver>>) -> Self {
+        Self {
+            breaker: Breaker::new(spec.breaker),
+            spec,
+            observer,
+            health: AtomicU8::new(Health::Unknown as u8),
+            draining: AtomicBool::new(false),
+            ramp_from: AtomicU64::new(0),
+            local_in_flight: AtomicU32::new(0),
+            remote_in_flight: AtomicU32::new(0),
+            running: AtomicU32::new(NONE),
+            waiting: AtomicU32::new(NONE),
+            kv_cache_usage: AtomicU32::new(NONE),
+            load_at: AtomicU64::new(0),
+            progress_at: AtomicU64::new(0),
+            models: ArcSwap::default(),
+        }
+    }
+
+    /// Its fixed facts.
+    pub fn spec(&self) -> &EndpointSpec {
+        &self.spec
+    }
+
+    /// Its resource name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    // === written by the endpoint's actors ===
+
+    /// What the owner's probes say. Ready after unhealthy starts the ramp and lets the breaker try at once.
+    pub fn set_health(&self, health: Health, now: u64) {
+        let before = self.health.swap(health as u8, Relaxed);
+        if health == Health::Ready {
+            if before == Health::Unhealthy as u8 {
+                self.ramp_from.store(now, Relaxed);
+            }
+            self.breaker.probe_succeeded(now);
+        }
+    }
+
+    /// Stops or resumes new requests.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Relaxed);
+    }
+
+    /// New figures from the engine, read at `now`.
+    pub fn set_load(&self, load: LoadFigures, now: u64) {
+        self.running.store(load.running.unwrap_or(NONE), Relaxed);
+        self.waiting.store(load.waiting.unwrap_or(NONE), Relaxed);
+        let usage = load.kv_cache_usage.filter(|u| u.is_finite());
+        self.kv_cache_usage
+            .store(usage.map_or(NONE, f32::to_bits), Relaxed);
+        self.load_at.store(now, Relaxed);
+    }
+
+    /// Requests that the other nodes of the region have in flight here, summed.
+    pub fn set_remote_in_flight(&self, requests: u32) {
+        self.remote_in_flight.store(requests, Relaxed);
+    }
+
+    /// What it serves. An empty list means "not known".
+    pub fn set_models(&self, models: Vec<ServedModel>) {
+        self.models.store(Arc::new(models));
+    }
+
+    // === read by everybody ===
+
+    /// What the owner's probes said last.
+    pub fn health(&self) -> Health {
+        match self.health.load(Relaxed) {
+            1 => Health::Ready,
+            2 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
+    /// Takes no new requests.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// State of this node's breaker.
+    pub fn breaker_state(&self, now: u64) -> BreakerState {
+        self.breaker.state(now)
+    }
+
+    /// Requests of this node in flight.
+    pub fn local_in_flight(&self) -> u32 {
+        self.local_in_flight.load(Relaxed)
+    }
+
+    /// Requests of all nodes of the region in flight.
+    pub fn total_in_flight(&self) -> u32 {
+        self.local_in_flight()
+            .saturating_add(self.remote_in_flight.load(Relaxed))
+    }
+
+    /// The engine's own figures and their age in milliseconds; `None` if never read.
+    pub fn load(&self, now: u64) -> Option<(LoadFigures, u64)> {
+        let at = self.load_at.load(Relaxed);
+        let known = |v: &AtomicU32| Some(v.load(Relaxed)).filter(|v| *v != NONE);
+        (at != 0).then(|| {
+            let figures = LoadFigures {
+                running: known(&self.running),
+                waiting: known(&self.waiting),
+                kv_cache_usage: known(&self.kv_cache_usage).map(f32::from_bits),
+            };
+            (figures, now.saturating_sub(at))
+        })
+    }
+
+    /// What it serves; empty: not known.
+    pub fn models(&self) -> Arc<Vec<ServedModel>> {
+        self.models.load_full()
+    }
+
+    /// Last time a byte of a response came from it (ms, [`crate::now_ms`]); 0: never.
+    pub fn progress_at(&self) -> u64 {
+        self.progress_at.load(Relaxed)
+    }
+
+    /// Everything that keeps it from taking its full share, for people. Empty: nothing does.
+    pub fn reasons(&self, now: u64) -> Vec<NotUsed> {
+        let mut reasons = Vec::new();
+        if self.is_draining() {
+            reasons.push(NotUsed::Draining);
+        }
+        match self.health() {
+            Health::Unhealthy => reasons.push(NotUsed::Unhealthy),
+            Health::Unknown => reasons.push(NotUsed::Unknown),
+            Health::Ready => {}
+        }
+        match self.breaker.state(now) {
+            BreakerState::Closed => {}
+            state => reasons.push(NotUsed::Breaker(state)),
+        }
+        let share = self.share_percent(now);
+        if share < 100 {
+            reasons.push(NotUsed::SlowStart(share));
+        }
+        reasons
+    }
+
+    /// Preference class for a pick at `now`: 0 ready, 1 unknown; `None` if it must not be used.
+    pub fn tier(&self, now: u64) -> Option<u8> {
+        if self.is_draining() || self.breaker.state(now) == BreakerState::Open {
+            return None;
+        }
+        match self.health() {
+            Health::Ready => Some(0),
+            Health::Unknown => Some(1),
+            Health::Unhealthy => None,
+        }
+    }
+
+    /// How busy it is, for comparing endpoints: what is reserved here at once, corrected upwards by what the engine itself
+    /// reported no longer than `fresh_ms` ago (it also serves others), with its queue counted twice, and scaled by the
+    /// slow-start share. Stale figures count for nothing: unknown is not full.
+    pub fn busyness(&self, now: u64, fresh_ms: u64) -> u64 {
+        let reserved = u64::from(self.total_in_flight());
+        let reported = match self.load(now) {
+            Some((load, age)) if age <= fresh_ms => {
+                let waiting = u64::from(load.waiting.unwrap_or(0));
+                let running = u64::from(load.running.unwrap_or(0));
+                reserved.max(running + waiting) + waiting
+            }
+            _ => reserved,
+        };
+        // One more, so that an idle endpoint in its ramp is still behind an idle one that is not.
+        (reported + 1) * 100 / u64::from(self.share_percent(now).max(1))
+    }
+
+    /// 100, or less within the ramp after recovery: from 10 to 100 over the slow-start time.
+    fn share_percent(&self, now: u64) -> u32 {
+        let from = self.ramp_from.load(Relaxed);
+        let ramp = u64::try_from(self.spec.slow_start.as_millis()).unwrap_or(u64::MAX);
+        if from == 0 || ramp == 0 {
+            return 100;
+        }
+        let passed = now.saturating_sub(from);
+        if passed >= ramp {
+            return 100;
+        }
+        10 + u32::try_from(passed.saturating_mul(90) / ramp).unwrap_or(90)
+    }
+
+    // === used by the gateway ===
+
+    /// Counts one request in, unless the breaker refuses it (half-open with a trial under way, or opened meanwhile).
+    pub fn reserve(self: &Arc<Self>, now: u64) -> Option<Reservation> {
+        let trial = match self.breaker.admit(now) {
+            Admission::Normal => false,
+            Admission::Trial => true,
+            Admission::Refused => return None,
+        };
+        if self.local_in_flight.fetch_add(1, Relaxed) == 0 {
+            // An idle engine made no progress because nobody asked it to: the stall clock starts now.
+            self.progress_at.store(now, Relaxed);
+        }
+        Some(Reservation {
+            endpoint: Arc::clone(self),
+            trial,
+        })
+    }
+}
+
+/// One request's place on an endpoint: counted from the pick until this is dropped. The gateway tells it how the request goes.
+#[derive(Debug)]
+pub struct Reservation {
+    endpoint: Arc<Endpoint>,
+    trial: bool,
+}
+
+impl Reservation {
+    /// The endpoint that was picked.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// A byte of the response came.
+    pub fn progress(&self, now: u64) {
+        self.endpoint.progress_at.store(now, Relaxed);
+    }
+
+    /// The endpoint answered as a working engine does (any status but 502, 503 and 504).
+    pub fn succeeded(&self) {
+        if self.endpoint.breaker.succeeded()
+            && let Some(observer) = &self.endpoint.observer
+        {
+            observer.breaker_closed(&self.endpoint);
+        }
+    }
+
+    /// The endpoint failed this request.
+    pub fn failed(&self, why: Failure, now: u64) {
+        if self.endpoint.breaker.failed(now, self.trial)
+            && let Some(observer) = &self.endpoint.observer
+        {
+            observer.breaker_opened(&self.endpoint, why);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.endpoint.local_in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn endpoint(name: &str) -> Arc<Endpoint> {
+        Arc::new(Endpoint::new(spec(name), None))
+    }
+
+    pub(crate) fn spec(name: &str) -> EndpointSpec {
+        EndpointSpec {
+            name: name.into(),
+            incarnation: 1,
+            pool: "p".into(),
+            target: Target::new(false, "127.0.0.1", 8000),
+            h2c: false,
+            region: "r".into(),
+            rank: None,
+            labels: BTreeMap::new(),
+            breaker: BreakerPolicy::default(),
+            slow_start: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(60),
+        }
+    }
+
+    #[test]
+    fn a_reservation_counts_as_long_as_it_lives() {
+        let e = endpoint("a");
+        let first = e.reserve(1).unwrap();
+        let second = e.reserve(1).unwrap();
+        e.set_remote_in_flight(5);
+        assert_eq!((e.local_in_flight(), e.total_in_flight()), (2, 7));
+        drop(first);
+        drop(second);
+        assert_eq!((e.local_in_flight(), e.total_in_flight()), (0, 5));
+    }
+
+    #[test]
+    fn stale_and_missing_figures_are_not_full() {
+        let e = endpoint("a");
+        assert_eq!(e.load(10), None);
+        let idle = e.busyness(10, 1000);
+        e.set_load(
+            LoadFigures {
+                running: Some(50),
+                waiting: Some(20),
+                kv_cache_usage: Some(0.9),
+            },
+            10,
+        );
+        assert!(e.busyness(20, 1000) > idle);
+        assert_eq!(e.busyness(5000, 1000), idle);
+        e.set_load(
+            LoadFigures {
+                kv_cache_usage: Some(f32::NAN),
+                ..Default::default()
+            },
+            10,
+        );
+        assert_eq!(e.load(12), Some((LoadFigures::default(), 2)));
+    }
+
+    #[test]
+    fn recovery_ramps_up_and_the_first_start_does_not() {
+        let e = endpoint("a");
+        e.set_health(Health::Ready, 100);
+        assert!(e.reasons(100).is_empty());
+        e.set_health(Health::Unhealthy, 200);
+        assert_eq!(e.tier(200), None);
+        assert_eq!(e.reasons(200), [NotUsed::Unhealthy]);
+        e.set_health(Health::Ready, 1000);
+        assert_eq!(e.tier(1000), Some(0));
+        assert_eq!(e.reasons(1500), [NotUsed::SlowStart(55)]);
+        assert!(e.busyness(1000, 1) > e.busyness(1500, 1));
+        assert!(e.reasons(2000).is_empty());
+    }
+
+    #[test]
+    fn failures_open_the_breaker_and_a_good_probe_allows_a_trial() {
+        let e = endpoint("a");
+        e.set_health(Health::Ready, 1);
+        for _ in 0..3 {
+            e.reserve(1).unwrap().failed(Failure::Connect, 1);
+        }
+        assert_eq!(e.tier(2), None);
+        assert!(e.reserve(2).is_none());
+        e.set_health(Health::Ready, 3);
+        assert_eq!(e.tier(3), Some(0));
+        let trial = e.reserve(3).unwrap();
+        assert!(e.reserve(3).is_none());
+        trial.succeeded();
+        assert!(e.reserve(3).is_some());
+    }
+}
