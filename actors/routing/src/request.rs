@@ -111,6 +111,10 @@ impl<'a> RequestInfo<'a> {
     /// # Errors
     /// [`ParseError`]: not a JSON object, a field of the wrong type, or no model.
     pub fn parse(api: Api, body: &'a [u8]) -> Result<Self, ParseError> {
+        // A derived struct would also take an array of its fields in order.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(ParseError::Json("expected a JSON object".into()));
+        }
         let fields: Fields<'a> =
             serde_json::from_slice(body).map_err(|e| ParseError::Json(e.to_string()))?;
         let model = fields
