@@ -1,1 +1,4 @@
 //! Placeholder.
+pub mod snapshot;
+pub mod state;
+pub mod watch;
