@@ -96,6 +96,8 @@ pub trait EndpointObserver: Send + Sync {
     fn breaker_opened(&self, endpoint: &Endpoint, why: Failure);
     /// A trial request succeeded and the breaker closed.
     fn breaker_closed(&self, endpoint: &Endpoint);
+    /// A reservation began or ended. Called for every request, on its worker: not more than a flag may be set here.
+    fn in_flight_changed(&self) {}
 }
 
 /// Why an endpoint takes no (or less) traffic. Its `Display` is what `describe` shows.
@@ -354,10 +356,17 @@ impl Endpoint {
             // An idle engine made no progress because nobody asked it to: the stall clock starts now.
             self.progress_at.store(now, Relaxed);
         }
+        self.tell_in_flight();
         Some(Reservation {
             endpoint: Arc::clone(self),
             trial,
         })
+    }
+
+    fn tell_in_flight(&self) {
+        if let Some(observer) = &self.observer {
+            observer.in_flight_changed();
+        }
     }
 }
 
@@ -401,6 +410,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.endpoint.local_in_flight.fetch_sub(1, Relaxed);
+        self.endpoint.tell_in_flight();
     }
 }
 
