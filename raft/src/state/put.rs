@@ -113,6 +113,9 @@ impl Tables {
             }
             Ok(kind) => kind,
         };
+        if delete.expected_version == Some(0) {
+            return Err(invalid("expected_version", "must not be 0: there would be nothing to delete"));
+        }
         let name = delete.name.as_str();
         let Some(existing) = self.get(kind, name).cloned() else {
             return Err(not_found(kind, name));

@@ -90,10 +90,15 @@ impl StateRestore {
                 self.has_facts = true;
             }
             Record::RemovedNode(node) => {
-                state
+                let instance = Arc::from(node.instance.as_str());
+                if state
                     .tables
                     .removed
-                    .insert(Arc::from(node.instance.as_str()), Arc::new(node));
+                    .insert(instance, Arc::new(node))
+                    .is_some()
+                {
+                    return Err(RestoreError::Invalid("a removed node appears twice".into()));
+                }
             }
             Record::Resource(resource) => {
                 let (kind, name) = (resource.kind(), resource.name());
