@@ -27,8 +27,6 @@ A cluster:     quorate router --config /etc/quorate/router.toml --bootstrap   (f
                quorate router --config /etc/quorate/router.toml --join HOST:7071   (the others)
 Operate it:    quorate cluster status; quorate get endpoints; quorate apply -f pool.yaml")]
 struct Cli {
-    #[command(flatten)]
-    client: quorate_cli::Globals,
     #[command(subcommand)]
     command: Command,
 }
@@ -58,7 +56,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => router::with_signals(|stop| quorate_sim::run(args, stop)),
         Command::Bench(args) => quorate_bench::run(args),
         Command::Client(command) => {
-            return quorate_cli::run(command, cli.client, Cli::command);
+            return quorate_cli::run(command, Cli::command);
         }
     };
     match result {

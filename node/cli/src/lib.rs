@@ -28,19 +28,29 @@ pub struct Io<'a> {
     pub input: &'a mut (dyn std::io::Read + Send),
 }
 
-/// Runs a command on the process's own streams. `parser` is the whole binary's parser, for shell completions.
-pub async fn run(command: Command, parser: clap::Command) -> ExitCode {
+/// Runs a command on the process's own streams, on a runtime of its own. `parser` makes the whole binary's parser, for shell
+/// completions.
+pub fn run(command: Command, parser: fn() -> clap::Command) -> ExitCode {
     let (mut out, mut err, mut input) = (std::io::stdout(), std::io::stderr(), std::io::stdin());
     let mut io = Io {
         out: &mut out,
         err: &mut err,
         input: &mut input,
     };
-    run_with(command, parser, &mut io).await.into()
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(run_with(command, parser, &mut io)).into(),
+        Err(error) => {
+            eprintln!("error: the runtime cannot be started: {error}");
+            Exit::Failed.into()
+        }
+    }
 }
 
 /// Runs a command on the given streams and reports a failure on `io.err`.
-pub async fn run_with(command: Command, parser: clap::Command, io: &mut Io<'_>) -> Exit {
+pub async fn run_with(command: Command, parser: fn() -> clap::Command, io: &mut Io<'_>) -> Exit {
     match command.execute(parser, io).await {
         Ok(exit) => exit,
         // The reader of our output has seen enough, as in `quorate get pools | head -1`.

@@ -40,7 +40,7 @@ pub enum Command {
 impl Command {
     pub(crate) async fn execute(
         self,
-        parser: clap::Command,
+        parser: fn() -> clap::Command,
         io: &mut Io<'_>,
     ) -> Result<Exit, Failure> {
         match self {
@@ -52,7 +52,7 @@ impl Command {
             Self::Endpoint(args) => endpoint::execute(args, io).await,
             Self::Cluster(args) => cluster::execute(args, io).await,
             Self::Certs(args) => certs::execute(args, io),
-            Self::Completions(args) => completions::execute(&args, parser, io),
+            Self::Completions(args) => completions::execute(&args, parser(), io),
         }
     }
 }

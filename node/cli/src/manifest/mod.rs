@@ -13,6 +13,9 @@ mod path;
 mod render;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt,

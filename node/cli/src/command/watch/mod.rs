@@ -183,11 +183,7 @@ impl Printer {
         match self.format {
             Format::Table | Format::Wide => {
                 if std::mem::take(&mut self.heading) {
-                    writeln!(
-                        out,
-                        "{:<8} {:<8} {:<24} {}",
-                        "EVENT", "KIND", "NAME", "SUMMARY"
-                    )?;
+                    writeln!(out, "{:<8} {:<8} {:<24} SUMMARY", "EVENT", "KIND", "NAME")?;
                 }
                 let kind = kind::singular(kind::of(resource));
                 let line = format!(

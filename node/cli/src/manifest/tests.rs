@@ -1,0 +1,764 @@
+//! Tables of good and bad manifests, and the round trip from a resource to YAML and back.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use quorate_proto::v1::{
+    BreakerPolicy, Discovery, DnsDiscovery, EndpointSpec, Engine, FileDiscovery, HealthPolicy,
+    Metadata, PoolSpec, RegionSpec, SettingSpec, discovery::Source, resource::Spec,
+};
+
+use super::*;
+
+fn one(text: &str) -> Document {
+    let mut manifest = parse(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    assert_eq!(manifest.warnings, vec![], "{text}");
+    assert_eq!(manifest.documents.len(), 1);
+    manifest.documents.remove(0)
+}
+
+fn pool_of(document: &Document) -> &PoolSpec {
+    match &document.resource.spec {
+        Some(Spec::Pool(spec)) => spec,
+        other => panic!("not a pool: {other:?}"),
+    }
+}
+
+const FULL_POOL: &str = r#"# A comment
+apiVersion: quorate/v1
+kind: Pool
+metadata:
+  name: chat
+  labels: {team: search, tier: "1"}
+  annotations:
+    note: any text
+  resourceVersion: 17
+  generation: 2
+  createdAt: 2026-01-02T03:04:05Z
+spec:
+  models: [llama-3-8b, "1"]
+  selector:
+    app: vllm
+  targetPorts: [8000, 8001]
+  discovery:
+    dns:
+      name: _vllm._tcp.gpu.example.org
+      port: 8000
+      interval: 30s
+      scheme: https
+  health:
+    path: /healthz
+    interval: 2s
+    unhealthyInterval: 250ms
+    timeout: 1s
+    unhealthyThreshold: 2
+    healthyThreshold: 1
+    slowStart: 0
+    stallTimeout: 1m30s
+    metricsInterval: 500ms
+  breaker: {consecutiveFailures: 3, open: 500ms, maxOpen: 10s}
+  fallback: true
+  appProtocol: kubernetes.io/h2c
+  engine: sglang
+"#;
+
+#[test]
+fn every_field_of_a_pool_is_read() {
+    let document = one(FULL_POOL);
+    assert_eq!(
+        (document.kind, document.name(), document.resource_version),
+        (Kind::Pool, "chat", Some(17))
+    );
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let millis = |ms: i32| {
+        Some(prost_types::Duration {
+            seconds: 0,
+            nanos: ms * 1_000_000,
+        })
+    };
+    let expected = PoolSpec {
+        models: vec!["llama-3-8b".into(), "1".into()],
+        selector: BTreeMap::from([("app".into(), "vllm".into())]),
+        target_ports: vec![8000, 8001],
+        discovery: Some(Discovery {
+            source: Some(Source::Dns(DnsDiscovery {
+                name: "_vllm._tcp.gpu.example.org".into(),
+                port: 8000,
+                interval: seconds(30),
+                scheme: "https".into(),
+            })),
+        }),
+        health: Some(HealthPolicy {
+            path: "/healthz".into(),
+            interval: seconds(2),
+            unhealthy_interval: millis(250),
+            timeout: seconds(1),
+            unhealthy_threshold: 2,
+            healthy_threshold: 1,
+            slow_start: seconds(0),
+            stall_timeout: seconds(90),
+            metrics_interval: millis(500),
+        }),
+        breaker: Some(BreakerPolicy {
+            consecutive_failures: 3,
+            open: millis(500),
+            max_open: seconds(10),
+        }),
+        fallback: true,
+        app_protocol: "kubernetes.io/h2c".into(),
+        engine: Engine::Sglang.into(),
+    };
+    assert_eq!(pool_of(&document), &expected);
+    let metadata = document.resource.metadata.as_ref().unwrap();
+    assert_eq!(
+        metadata.labels,
+        BTreeMap::from([
+            ("team".into(), "search".into()),
+            ("tier".into(), "1".into())
+        ])
+    );
+    // What only the server sets is not sent back to it.
+    assert_eq!(
+        (
+            metadata.resource_version,
+            metadata.generation,
+            &metadata.created_at
+        ),
+        (0, 0, &None)
+    );
+    assert_eq!(document.line_of("spec.health.interval"), 25);
+    assert_eq!(document.line_of("spec.targetPorts[1]"), 16);
+    assert_eq!(document.line_of("spec.nothing.like.it"), 12);
+}
+
+#[test]
+fn several_documents_lists_and_json_are_read() {
+    let yaml = "---\n---\napiVersion: quorate/v1\nkind: Region\nmetadata: {name: a}\n---\n# nothing\n---\n\
+                apiVersion: quorate/v1\nkind: Region\nmetadata: {name: b}\nspec:\n";
+    let manifest = parse(yaml).unwrap();
+    assert_eq!(
+        manifest
+            .documents
+            .iter()
+            .map(Document::name)
+            .collect::<Vec<_>>(),
+        ["a", "b"]
+    );
+
+    let json = r#"{"apiVersion": "quorate/v1", "kind": "List", "items": [
+        {"apiVersion": "quorate/v1", "kind": "Endpoint", "metadata": {"name": "e"},
+         "spec": {"pool": "p", "url": "http://[::1]:1", "dataParallelRank": 0, "draining": true}},
+        {"apiVersion": "quorate/v1", "kind": "Setting", "metadata": {"name": "s"}, "spec": {"value": null}}
+    ]}"#;
+    let manifest = parse(json).unwrap();
+    let endpoint = EndpointSpec {
+        pool: "p".into(),
+        url: "http://[::1]:1".into(),
+        data_parallel_rank: Some(0),
+        draining: true,
+        ..EndpointSpec::default()
+    };
+    assert_eq!(
+        manifest.documents[0].resource.spec,
+        Some(Spec::Endpoint(endpoint))
+    );
+    assert_eq!(
+        manifest.documents[1].resource.spec,
+        Some(Spec::Setting(SettingSpec {
+            json: "null".into()
+        }))
+    );
+    assert_eq!(manifest.documents[1].line, 4);
+}
+
+/// Puts a spec line into a pool; it is on line 5.
+fn pool(line: &str) -> String {
+    format!("apiVersion: quorate/v1\nkind: Pool\nmetadata: {{name: p}}\nspec:\n  {line}\n")
+}
+
+#[test]
+fn bad_input_is_named_with_its_line_and_field() {
+    let endpoint = |spec: &str| {
+        format!("apiVersion: quorate/v1\nkind: Endpoint\nmetadata: {{name: e}}\nspec: {spec}\n")
+    };
+    let setting = |spec: &str| {
+        format!("apiVersion: quorate/v1\nkind: Setting\nmetadata: {{name: s}}\nspec: {spec}\n")
+    };
+    let named =
+        |name: &str| format!("apiVersion: quorate/v1\nkind: Region\nmetadata:\n  name: {name}\n");
+    for (text, expected) in [
+        (
+            String::new(),
+            "the file declares nothing that can be applied",
+        ),
+        (
+            "- a".into(),
+            "line 1: a document must be an object, not a list",
+        ),
+        (
+            "text".into(),
+            "line 1: a document must be an object, not a string",
+        ),
+        (
+            "kind: Pool".into(),
+            "line 1: apiVersion: is missing: expected quorate/v1",
+        ),
+        ("apiVersion: quorate/v1".into(), "line 1: kind: is missing"),
+        (
+            "apiVersion: quorate/v2\nkind: Pool\n".into(),
+            "line 1: apiVersion: \"quorate/v2\" is not known for Pool: expected quorate/v1",
+        ),
+        (
+            "apiVersion: quorate/v1\nkind: Pol\nmetadata: {name: a}\n".into(),
+            "line 2: kind: \"Pol\" is not known, did you mean \"Pool\"? (kinds: Region, Pool, Endpoint, Setting)",
+        ),
+        (
+            "apiVersion: quorate/v1\nkind: Node\nmetadata: {name: a}\nspec: {}\n".into(),
+            "line 2: kind: Node is written by the cluster itself (a node joins with `quorate router --join`)",
+        ),
+        (
+            "apiVersion: quorate/v1\nkind: Pool\nspec: {}\n".into(),
+            "line 1: metadata: is missing",
+        ),
+        (
+            "apiVersion: quorate/v1\nkind: Pool\nmetadata: {name: a}\n".into(),
+            "line 1: spec: is missing",
+        ),
+        (
+            "apiVersion: quorate/v1\nkind: Pool\nmetadata: {}\nspec: {}\n".into(),
+            "line 3: metadata.name: is missing",
+        ),
+        (
+            "apiVersion: quorate/v1\nkind: List\nitems: 3\n".into(),
+            "line 1: items: must be a list",
+        ),
+        (
+            named("Chat"),
+            "line 4: metadata.name: must consist of lower-case letters, digits, '-', '.', '_' and ':', and begin and end \
+             with a letter or digit",
+        ),
+        (
+            named("17"),
+            "line 4: metadata.name: must be a string, not a number: put it in quotes",
+        ),
+        (
+            named("a\n  labels: {x: true}"),
+            "line 5: metadata.labels.x: must be a string, not a boolean: put it in quotes",
+        ),
+        (named("a\n  name: b"), "line 5: "),
+        (
+            pool("modles: [a]"),
+            "line 5: spec.modles: unknown field, did you mean \"models\"?",
+        ),
+        (
+            pool("target_ports: [1]"),
+            "line 5: spec.target_ports: unknown field, did you mean \"targetPorts\"?",
+        ),
+        (pool("colour: red"), "line 5: spec.colour: unknown field"),
+        (
+            pool("models: a"),
+            "line 5: spec.models: must be a list, not a string",
+        ),
+        (
+            pool("models: [1]"),
+            "line 5: spec.models[0]: must be a string, not a number",
+        ),
+        (
+            pool("targetPorts: [0]"),
+            "line 5: spec.targetPorts[0]: must be a whole number from 1 to 65535, not 0",
+        ),
+        (
+            pool("targetPorts: [70000]"),
+            "line 5: spec.targetPorts[0]: must be a whole number from 1 to 65535, not 70000",
+        ),
+        (
+            pool("targetPorts: [\"80\"]"),
+            "line 5: spec.targetPorts[0]: must be a whole number from 1 to 65535: take the quotes off",
+        ),
+        (
+            pool("health: {interval: 2}"),
+            "line 5: spec.health.interval: \"2\" has no unit: write for example 2s or 2ms",
+        ),
+        (
+            pool("health: {interval: -2s}"),
+            "line 5: spec.health.interval: \"-2s\" is negative",
+        ),
+        (
+            pool("health: {intervall: 2s}"),
+            "line 5: spec.health.intervall: unknown field, did you mean \"interval\"?",
+        ),
+        (
+            pool("health: 3"),
+            "line 5: spec.health: must be an object, not a number",
+        ),
+        (
+            pool("health: {healthyThreshold: 4294967296}"),
+            "line 5: spec.health.healthyThreshold: must be a whole number from 0 to 4294967295, not 4294967296",
+        ),
+        (
+            pool("fallback: yes"),
+            "line 5: spec.fallback: must be true or false, not a string",
+        ),
+        (
+            pool("engine: vlm"),
+            "line 5: spec.engine: \"vlm\" is none of vllm, sglang, trtllm, triton, did you mean \"vllm\"?",
+        ),
+        (
+            pool("appProtocol: grpc"),
+            "line 5: spec.appProtocol: \"grpc\" is none of http, kubernetes.io/h2c",
+        ),
+        (
+            pool("discovery: {file: {}}"),
+            "line 5: spec.discovery.file.path: is missing",
+        ),
+        (
+            pool("discovery: {file: {path: /x}, dns: {name: a}}"),
+            "line 5: spec.discovery.dns: a pool has one source of endpoints: file or dns, not both",
+        ),
+        (endpoint("{pool: p}"), "line 4: spec.url: is missing"),
+        (
+            endpoint("{url: \"http://h:1\", dataParallelRank: -1}"),
+            "line 4: spec.dataParallelRank: must be a whole number",
+        ),
+        (setting("{}"), "line 4: spec.value: is missing"),
+        (
+            setting("{value: 1, json: \"1\"}"),
+            "line 4: spec.json: a setting has a value or a json text, not both",
+        ),
+        (setting("{json: \"{\"}"), "line 4: spec.json: is not JSON: "),
+        (setting("{value: .nan}"), "line 4: "),
+        ("apiVersion: quorate/v1\nkind: [\n".into(), "line "),
+        ("a: b: c\n".into(), "line 1: "),
+        ("a: &x [*x]\n".into(), "line 1: "),
+    ] {
+        let error = parse(&text).expect_err(&text).to_string();
+        assert!(
+            error.starts_with(expected),
+            "{text}\n is: {error}\nnot: {expected}"
+        );
+        assert!(
+            error.lines().count() == 1,
+            "{text}: one line for one problem: {error}"
+        );
+    }
+}
+
+#[test]
+fn all_problems_of_a_file_are_found_at_once_and_in_order() {
+    let text = format!(
+        "{}---\n{}---\n{}",
+        pool("modles: [a]"),
+        pool("fallback: 1"),
+        pool("targetPorts: [0, 0]")
+    );
+    let error = parse(&text).expect_err("five problems");
+    let at: Vec<_> = error
+        .problems
+        .iter()
+        .map(|p| (p.line, p.path.as_str()))
+        .collect();
+    let expected = [
+        (5, "spec.modles"),
+        (9, "metadata.name"),
+        (11, "spec.fallback"),
+        (15, "metadata.name"),
+    ];
+    assert_eq!(at[..4], expected);
+    assert_eq!(
+        at[4..],
+        [(17, "spec.targetPorts[0]"), (17, "spec.targetPorts[1]")]
+    );
+    assert_eq!(error.problems[1].message, "pool \"p\" is declared twice");
+}
+
+#[test]
+fn an_inference_pool_is_taken_as_it_is() {
+    let v1 = r"
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata:
+  name: vllm-llama3
+  namespace: llm-d
+  labels: {app.kubernetes.io/managed-by: Helm}
+  creationTimestamp: null
+  uid: 4f0b
+spec:
+  selector:
+    matchLabels:
+      app: vllm-llama3
+  targetPorts:
+  - number: 8000
+  - number: 8001
+  appProtocol: http
+  endpointPickerRef:
+    name: vllm-llama3-epp
+    port:
+      number: 9002
+    failureMode: FailOpen
+  futureField: 1
+status:
+  parents: []
+";
+    let manifest = parse(v1).unwrap();
+    let warnings: Vec<_> = manifest
+        .warnings
+        .iter()
+        .map(|w| (w.line, w.path.as_str()))
+        .collect();
+    let expected = [
+        (6, "metadata.namespace"),
+        (8, "metadata.creationTimestamp"),
+        (9, "metadata.uid"),
+        (18, "spec.endpointPickerRef"),
+        (23, "spec.futureField"),
+        (24, "status"),
+    ];
+    assert_eq!(warnings, expected);
+    let document = &manifest.documents[0];
+    let mut pool = PoolSpec {
+        selector: BTreeMap::from([("app".into(), "vllm-llama3".into())]),
+        target_ports: vec![8000, 8001],
+        app_protocol: "http".into(),
+        ..PoolSpec::default()
+    };
+    assert_eq!((document.name(), pool_of(document)), ("vllm-llama3", &pool));
+
+    let v1alpha2 = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferencePool\nmetadata: {name: a}\n\
+                    spec:\n  targetPortNumber: 8000\n  selector: {app: vllm-llama3}\n  extensionRef: {name: epp}\n";
+    let manifest = parse(v1alpha2).unwrap();
+    pool.target_ports = vec![8000];
+    pool.app_protocol.clear();
+    assert_eq!(pool_of(&manifest.documents[0]), &pool);
+    assert_eq!(manifest.warnings.len(), 1);
+
+    for (spec, expected) in [
+        ("{targetPorts: [{number: 1}]}", "spec.selector: is missing"),
+        (
+            "{selector: {matchLabels: {a: 1}}}",
+            "spec.selector.matchLabels.a: must be a string, not a number: put it in quotes",
+        ),
+        (
+            "{selector: {a: b}, targetPorts: [8000]}",
+            "spec.targetPorts[0]: must be an object, not a number",
+        ),
+        (
+            "{selector: {a: b}, targetPorts: [{}]}",
+            "spec.targetPorts[0].number: is missing",
+        ),
+        (
+            "{selector: {a: b}, targetPortNumber: 0}",
+            "spec.targetPortNumber: must be a whole number from 1 to 65535, not 0",
+        ),
+    ] {
+        let text = format!(
+            "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {{name: a}}\nspec: {spec}\n"
+        );
+        let error = parse(&text).expect_err(spec).to_string();
+        assert_eq!(error, format!("line 4: {expected}"));
+    }
+}
+
+#[test]
+fn other_peoples_documents_are_skipped_with_a_warning() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: epp}\nspec: {}\n";
+    let text = format!("{service}---\n{}", pool("models: [a]"));
+    let manifest = parse(&text).unwrap();
+    assert_eq!(manifest.documents.len(), 1);
+    assert_eq!(
+        manifest.warnings[0].to_string(),
+        "line 1: Service \"epp\" of v1 has no meaning to this version of Quorate and is skipped"
+    );
+    let error = parse(service).expect_err("nothing is left to apply");
+    assert!(error.to_string().contains("Service \"epp\""), "{error}");
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-z0-9/.:-]{1,12}",
+        // What YAML could take for something else, or has to quote.
+        prop::sample::select(vec![
+            "true",
+            "no",
+            "null",
+            "~",
+            "1",
+            "1.0",
+            "0x1F",
+            "1e3",
+            "-",
+            "- a",
+            "a: b",
+            "#",
+            "a #b",
+            "'",
+            "\"",
+            "\\",
+            "{}",
+            "[",
+            "*a",
+            "&a",
+            "!a",
+            "%",
+            "@",
+            "`",
+            "2026-01-02",
+            "12:30:45",
+            "<<",
+            "=",
+            " ",
+            " a",
+            "a ",
+            "\n",
+            "a\nb\n",
+            "a\n\n",
+            "\ta",
+            "\u{85}",
+            "\u{2028}",
+            "\u{feff}",
+            "é",
+            "😀",
+            "\u{1}",
+            "---",
+            "...",
+            "? a",
+            "|",
+            ">",
+            ".inf",
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{1,30}",
+        any::<String>().prop_filter("not empty", |s| !s.is_empty()),
+        // Long lines, which a writer may want to fold.
+        "[a-z ]{80,200}",
+    ]
+}
+
+fn strings() -> impl Strategy<Value = BTreeMap<String, String>> {
+    prop::collection::btree_map(text(), prop_oneof![Just(String::new()), text()], 0..3)
+}
+
+fn duration() -> impl Strategy<Value = Option<prost_types::Duration>> {
+    prop::option::of(
+        (0_i64..100_000, 0_i32..1_000_000_000)
+            .prop_map(|(seconds, nanos)| prost_types::Duration { seconds, nanos }),
+    )
+}
+
+fn json() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        Just(Tree::Null),
+        any::<bool>().prop_map(Tree::Bool),
+        any::<i64>().prop_map(|n| Tree::Int(n.into())),
+        any::<u64>().prop_map(|n| Tree::Int(n.into())),
+        prop::num::f64::NORMAL.prop_map(Tree::Float),
+        any::<String>().prop_map(Tree::Text),
+    ];
+    let tree = leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Tree::Seq),
+            prop::collection::btree_map(text(), inner, 0..3)
+                .prop_map(|map| Tree::Map(map.into_iter().collect())),
+        ]
+    });
+    // Compact JSON, as `apply` sends it, and any other spelling that a client may have sent.
+    (tree, any::<bool>()).prop_map(|(tree, pretty)| {
+        if pretty {
+            serde_json::to_string_pretty(&tree).unwrap()
+        } else {
+            tree.to_json()
+        }
+    })
+}
+
+fn spec() -> impl Strategy<Value = Spec> {
+    let engine = prop::sample::select(vec![0, 1, 2, 3, 4]);
+    let discovery = prop::option::of(prop_oneof![
+        Just(Discovery { source: None }),
+        text().prop_map(|path| Discovery {
+            source: Some(Source::File(FileDiscovery { path }))
+        }),
+        (
+            text(),
+            0_u32..65536,
+            duration(),
+            prop::sample::select(vec!["", "http", "https"])
+        )
+            .prop_map(|(name, port, interval, scheme)| Discovery {
+                source: Some(Source::Dns(DnsDiscovery {
+                    name,
+                    port,
+                    interval,
+                    scheme: scheme.to_owned()
+                }))
+            }),
+    ]);
+    let health = prop::option::of(
+        (
+            (
+                prop_oneof![Just(String::new()), text()],
+                any::<u32>(),
+                any::<u32>(),
+            ),
+            prop::collection::vec(duration(), 6),
+        )
+            .prop_map(
+                |((path, unhealthy_threshold, healthy_threshold), d)| HealthPolicy {
+                    path,
+                    interval: d[0],
+                    unhealthy_interval: d[1],
+                    timeout: d[2],
+                    unhealthy_threshold,
+                    healthy_threshold,
+                    slow_start: d[3],
+                    stall_timeout: d[4],
+                    metrics_interval: d[5],
+                },
+            ),
+    );
+    let breaker = prop::option::of((any::<u32>(), duration(), duration()).prop_map(
+        |(consecutive_failures, open, max_open)| BreakerPolicy {
+            consecutive_failures,
+            open,
+            max_open,
+        },
+    ));
+    let protocol = prop::sample::select(vec!["", "http", "kubernetes.io/h2c"]);
+    let pool = (
+        (
+            prop::collection::vec(text(), 0..3),
+            strings(),
+            prop::collection::vec(1_u32..65536, 0..3),
+        ),
+        (discovery, health, breaker),
+        (any::<bool>(), protocol, engine.clone()),
+    )
+        .prop_map(
+            |(
+                (models, selector, target_ports),
+                (discovery, health, breaker),
+                (fallback, protocol, engine),
+            )| PoolSpec {
+                models,
+                selector,
+                target_ports,
+                discovery,
+                health,
+                breaker,
+                fallback,
+                app_protocol: protocol.to_owned(),
+                engine,
+            },
+        );
+    let maybe = || prop_oneof![Just(String::new()), text()];
+    let endpoint = (
+        (maybe(), text(), maybe(), maybe(), maybe()),
+        engine,
+        prop::option::of(any::<u32>()),
+        any::<bool>(),
+    )
+        .prop_map(
+            |((pool, url, region, metrics_url, source), engine, data_parallel_rank, draining)| {
+                EndpointSpec {
+                    pool,
+                    url,
+                    engine,
+                    region,
+                    data_parallel_rank,
+                    metrics_url,
+                    draining,
+                    source,
+                }
+            },
+        );
+    prop_oneof![
+        pool.prop_map(Spec::Pool),
+        endpoint.prop_map(Spec::Endpoint),
+        maybe().prop_map(|description| Spec::Region(RegionSpec { description })),
+        json().prop_map(|json| Spec::Setting(SettingSpec { json })),
+    ]
+}
+
+fn resource() -> impl Strategy<Value = Resource> {
+    let metadata = (
+        "[a-z0-9]([a-z0-9._:-]{0,20}[a-z0-9])?",
+        strings(),
+        strings(),
+        1_u64..,
+        0_i64..4_000_000_000,
+    );
+    (metadata, spec()).prop_map(
+        |((name, labels, annotations, resource_version, seconds), spec)| {
+            let time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+            let metadata = Metadata {
+                name,
+                resource_version,
+                incarnation: 3,
+                generation: 1,
+                labels,
+                annotations,
+                created_at: time,
+                updated_at: time,
+            };
+            Resource {
+                metadata: Some(metadata),
+                spec: Some(spec),
+            }
+        },
+    )
+}
+
+/// The resource as `apply` would send it.
+fn without_output_only(mut resource: Resource) -> Resource {
+    if let Some(Metadata {
+        name,
+        labels,
+        annotations,
+        ..
+    }) = resource.metadata.take()
+    {
+        resource.metadata = Some(Metadata {
+            name,
+            labels,
+            annotations,
+            ..Metadata::default()
+        });
+    }
+    resource
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// What `get -o yaml` and `get -o json` write is what `apply -f` reads, to the letter.
+    #[test]
+    fn written_resources_can_be_applied_again(resources in prop::collection::vec(resource(), 1..3)) {
+        let mut resources = resources;
+        resources.dedup_by(|a, b| kind::name_of(a) == kind::name_of(b));
+        for format in [crate::output::Format::Yaml, crate::output::Format::Json] {
+            let mut out = Vec::new();
+            crate::output::write_documents(&resources, format, false, &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let manifest = parse(&text).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
+            prop_assert_eq!(&manifest.warnings, &vec![]);
+            prop_assert_eq!(manifest.documents.len(), resources.len(), "{}", text);
+            for (document, resource) in manifest.documents.iter().zip(&resources) {
+                prop_assert_eq!(&document.resource, &without_output_only(resource.clone()), "{}", text);
+                let version = resource.metadata.as_ref().map(|m| m.resource_version);
+                prop_assert_eq!(document.resource_version, version);
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_panics(text in "(?s).{0,200}") {
+        let _ = parse(&text);
+    }
+
+    /// Damage anywhere in a good file gives a good file or an error, never a panic.
+    #[test]
+    fn no_damage_panics(at in 0..FULL_POOL.len(), with in "[ -~\n]{0,3}") {
+        let mut text = FULL_POOL.to_owned();
+        text.replace_range(at..(at + 1).min(text.len()), &with);
+        let _ = parse(&text);
+    }
+}
