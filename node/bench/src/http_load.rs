@@ -44,6 +44,9 @@ use workload::Workload;
 /// Open files that are not connections.
 const OTHER_FILES: u64 = 64;
 
+/// Time for the threads to start and to open their first connections before the schedule of an open loop begins.
+const HEAD_START: Duration = Duration::from_millis(50);
+
 /// Runs the load and blocks until it is over. Errors are what keeps it from running (bad arguments, files, names); failed
 /// requests are counted in the report.
 pub fn run_http(args: HttpArgs) -> anyhow::Result<Report> {
@@ -149,7 +152,12 @@ fn prepare(args: &HttpArgs) -> anyhow::Result<(Arc<Shared>, usize)> {
         duration != Some(Duration::ZERO),
         "--duration is longer than 0"
     );
-    let start = Instant::now();
+    let start = Instant::now()
+        + if open_loop {
+            HEAD_START
+        } else {
+            Duration::ZERO
+        };
     let from = start + warmup;
     let shared = Shared {
         servers,

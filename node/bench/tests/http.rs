@@ -89,17 +89,25 @@ fn a_closed_loop_sends_exactly_what_it_is_asked_to() {
 #[test]
 fn quantiles_are_those_of_the_answers() {
     let (address, _) = serve(|seen| async move {
-        if seen.number % 10 == 9 {
+        if matches!(seen.number % 50, 10 | 20 | 30) {
             tokio::time::sleep(300 * MS).await;
         }
         full("{}")
     });
-    let r = bench(&["--url", &format!("http://{address}"), "-n", "50", "-c", "1"]).unwrap();
+    let r = bench(&[
+        "--url",
+        &format!("http://{address}"),
+        "-n",
+        "100",
+        "-c",
+        "1",
+    ])
+    .unwrap();
     let q = r.latency_us;
-    assert_eq!(q.count, 50);
+    assert_eq!(q.count, 100);
     assert!(q.p50 < 300e3 && q.p90 < 300e3, "{q:?}");
     assert!(q.p95 >= 299e3 && q.p99 >= 299e3 && q.max >= q.p99, "{q:?}");
-    assert!(r.seconds >= 1.5, "five answers of 300 ms: {}", r.seconds);
+    assert!(r.seconds >= 1.8, "six answers of 300 ms: {}", r.seconds);
 }
 
 #[test]
@@ -341,8 +349,9 @@ fn tokens_are_timed_when_they_come() {
     // The role chunk carries no token: the first one comes after the pause.
     assert!(r.ttft_us.p50 >= 149e3, "{:?}", r.ttft_us);
     assert!(r.latency_us.p50 >= 269e3, "{:?}", r.latency_us);
-    // Gaps add up to the time from the first to the last token: at least 120 ms for each stream.
-    assert!(r.itl_us.mean * 24.0 >= 4.0 * 115e3, "{:?}", r.itl_us);
+    // Gaps add up to the time from the first to the last token: 120 ms for each stream, less
+    // what a busy machine delays the first of them.
+    assert!(r.itl_us.mean * 24.0 >= 4.0 * 60e3, "{:?}", r.itl_us);
     assert!(r.itl_us.p50 < r.ttft_us.p50);
 }
 

@@ -4,7 +4,7 @@ use super::{
     failure::{Class, Failure},
     link::Link,
     run::Thread,
-    sse::{Event, SseParser, excerpt, last_number},
+    sse::{Counts, Event, SseParser, excerpt, usage},
 };
 use http::{Request, header::CONTENT_TYPE};
 use hyper::body::Incoming;
@@ -99,8 +99,12 @@ impl Exchange<'_> {
             );
             return (Some(link), Err(Failure::new(Class::BadSse, text)));
         }
-        let tokens = self.note_usage(&self.scratch.kept);
-        self.note_tokens(tokens, Instant::now());
+        if let Some(counts) = usage(&self.scratch.kept) {
+            self.note_tokens(counts.completion, Instant::now());
+            if self.measured {
+                note_usage(self.thread, counts);
+            }
+        }
         (Some(link), Ok(End::Complete))
     }
 
@@ -186,8 +190,8 @@ impl Exchange<'_> {
                     .get_or_insert_with(|| Failure::new(Class::StreamError, excerpt(text)));
             }
             Event::Other(json) => {
-                if measured {
-                    note_usage(thread, json);
+                if measured && let Some(counts) = usage(json) {
+                    note_usage(thread, counts);
                 }
             }
         });
@@ -226,28 +230,14 @@ impl Exchange<'_> {
             stats.urls[self.url].tokens += tokens;
         }
     }
-
-    /// Generated tokens according to the answer's usage object; 0 if it has none.
-    fn note_usage(&self, json: &[u8]) -> u64 {
-        if self.measured {
-            note_usage(self.thread, json)
-        } else {
-            last_number(json, "completion_tokens").unwrap_or(0)
-        }
-    }
 }
 
-fn note_usage(thread: &Thread, json: &[u8]) -> u64 {
-    let Some(prompt) = last_number(json, "prompt_tokens") else {
-        return 0;
-    };
-    let completion = last_number(json, "completion_tokens").unwrap_or(0);
-    let mut stats = thread.stats.borrow_mut();
-    stats.usage.answers += 1;
-    stats.usage.prompt_tokens += prompt;
-    stats.usage.completion_tokens += completion;
-    stats.usage.cached_tokens += last_number(json, "cached_tokens").unwrap_or(0);
-    completion
+fn note_usage(thread: &Thread, counts: Counts) {
+    let sums = &mut thread.stats.borrow_mut().usage;
+    sums.answers += 1;
+    sums.prompt_tokens += counts.prompt;
+    sums.cached_tokens += counts.cached;
+    sums.completion_tokens += counts.completion;
 }
 
 /// Keeps a slow reader to its rate.

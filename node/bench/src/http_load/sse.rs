@@ -1,6 +1,9 @@
 //! Server-sent events as model servers write them, cut at any byte: counts token events and notices how a stream ends.
 
-use memchr::{memchr, memmem::Finder};
+use memchr::{
+    memchr,
+    memmem::{Finder, find, rfind},
+};
 
 /// Longest event that is kept; a longer one is no token stream.
 const MAX_EVENT: usize = 4 << 20;
@@ -171,16 +174,32 @@ fn after_colon(rest: &[u8]) -> Option<&[u8]> {
     )
 }
 
-/// The value of a member that is a whole number, found by its name; the last one if there are several.
-pub(crate) fn last_number(json: &[u8], name: &str) -> Option<u64> {
-    let key = format!("\"{name}\"");
-    let at = memchr::memmem::rfind(json, key.as_bytes())?;
-    let value = after_colon(json.get(at + key.len()..)?)?;
-    let end = value
-        .iter()
-        .position(|c| !c.is_ascii_digit())
-        .unwrap_or(value.len());
-    std::str::from_utf8(&value[..end]).ok()?.parse().ok()
+/// Token counts of a usage object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) prompt: u64,
+    pub(crate) cached: u64,
+    pub(crate) completion: u64,
+}
+
+/// The counts of the last usage object in an answer; none if there is no such object or it is null.
+pub(crate) fn usage(json: &[u8]) -> Option<Counts> {
+    let usage = &json[rfind(json, b"\"usage\"")?..];
+    Some(Counts {
+        prompt: number(usage, b"\"prompt_tokens\"")?,
+        cached: number(usage, b"\"cached_tokens\"").unwrap_or(0),
+        completion: number(usage, b"\"completion_tokens\"").unwrap_or(0),
+    })
+}
+
+/// The value of the first member with this name (in its quotes), if it is a whole number.
+fn number(json: &[u8], name: &[u8]) -> Option<u64> {
+    let value = after_colon(&json[find(json, name)? + name.len()..])?;
+    let end = value.iter().position(|c| !c.is_ascii_digit());
+    std::str::from_utf8(&value[..end.unwrap_or(value.len())])
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// The beginning of some bytes, for an error text.
@@ -278,15 +297,25 @@ mod tests {
     }
 
     #[test]
-    fn numbers_from_usage() {
-        let usage = b"{\"usage\":{\"prompt_tokens\": 12,\"completion_tokens\":34,\"prompt_tokens_details\":{\"cached_tokens\":8}}}";
-        assert_eq!(last_number(usage, "prompt_tokens"), Some(12));
-        assert_eq!(last_number(usage, "completion_tokens"), Some(34));
-        assert_eq!(last_number(usage, "cached_tokens"), Some(8));
-        assert_eq!(last_number(usage, "total_tokens"), None);
+    fn counts_from_usage() {
+        let counts = |prompt, cached, completion| {
+            Some(Counts {
+                prompt,
+                cached,
+                completion,
+            })
+        };
+        let answer =
+            b"{\"prompt_tokens\":1,\"usage\": {\"prompt_tokens\": 12,\"completion_tokens\":34,\
+            \"prompt_tokens_details\":{\"cached_tokens\":8}}}";
+        assert_eq!(usage(answer), counts(12, 8, 34));
         assert_eq!(
-            last_number(b"{\"prompt_tokens\":null}", "prompt_tokens"),
-            None
+            usage(b"{\"usage\":{\"prompt_tokens\":12,\"prompt_tokens_details\":null}}"),
+            counts(12, 0, 0)
         );
+        assert_eq!(usage(b"{\"usage\":null}"), None);
+        assert_eq!(usage(b"{\"usage\":{\"prompt_tokens\":null}}"), None);
+        assert_eq!(usage(b"{\"usage\":{\"prompt_tokens\""), None);
+        assert_eq!(usage(b"{}"), None);
     }
 }
