@@ -40,7 +40,7 @@ const TRAILER_LEN: usize = 8 + 16;
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Reading or writing failed.
-    #[error("snapshot: {0}")]
+    #[error("cannot read or write the snapshot: {0}")]
     Io(#[from] io::Error),
     /// It does not begin as a snapshot does.
     #[error("not a snapshot file")]

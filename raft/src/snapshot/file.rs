@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Write as _},
+    io::{self, BufReader, BufWriter, IntoInnerError},
     path::{Path, PathBuf},
 };
 
@@ -34,7 +34,9 @@ pub fn write_file(
     let write = || {
         let mut out = BufWriter::with_capacity(BUFFER, File::create(&temporary)?);
         let length = write_state(&mut out, header, state)?;
-        out.flush()?;
+        out.into_inner()
+            .map_err(IntoInnerError::into_error)?
+            .sync_all()?;
         persist(&temporary, path)?;
         Ok(length)
     };

@@ -145,7 +145,7 @@ impl Tables {
                 metadata: Some(named(region)),
                 spec: Some(Spec::Region(RegionSpec::default())),
             };
-            self.write(resource, origin, events);
+            self.write(resource, None, origin, events);
         }
     }
 
@@ -161,13 +161,11 @@ impl Tables {
             node_id,
             ..node.clone()
         });
-        self.write(
-            Resource {
-                metadata: Some(named(name)),
-                spec: Some(spec),
-            },
-            origin,
-            events,
-        )
+        let resource = Resource {
+            metadata: Some(named(name)),
+            spec: Some(spec),
+        };
+        let existing = self.get(Kind::Node, name).cloned();
+        self.write(resource, existing, origin, events)
     }
 }

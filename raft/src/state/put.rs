@@ -46,7 +46,7 @@ impl Tables {
             Some(Spec::Pool(pool)) if pool.fallback => self.check_only_fallback(name)?,
             _ => {}
         }
-        Ok(self.write(next, origin, events))
+        Ok(self.write(next, existing, origin, events))
     }
 
     /// Fills in what an endpoint leaves open and checks what it refers to.
@@ -114,7 +114,10 @@ impl Tables {
             Ok(kind) => kind,
         };
         if delete.expected_version == Some(0) {
-            return Err(invalid("expected_version", "must not be 0: there would be nothing to delete"));
+            return Err(invalid(
+                "expected_version",
+                "must not be 0: there would be nothing to delete",
+            ));
         }
         let name = delete.name.as_str();
         let Some(existing) = self.get(kind, name).cloned() else {

@@ -1,8 +1,11 @@
 //! The bounded table of idempotency keys and the answers that their commands got.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+};
 
-use imbl::{OrdMap, Vector};
+use imbl::{GenericHashMap, Vector, shared_ptr::DefaultSharedPtr};
 use prost::Message as _;
 use quorate_proto::{
     store::v1::command::Op,
@@ -38,10 +41,13 @@ impl First {
     }
 }
 
+/// A hash map, as keys are random and many; its hasher has no seed, and nothing ever iterates over it.
+type ByKey = GenericHashMap<Arc<str>, Arc<First>, BuildHasherDefault<DefaultHasher>, DefaultSharedPtr>;
+
 /// Keys by name, and in the order in which the log brought them, which is the order in which they are forgotten.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Remembered {
-    by_key: OrdMap<Arc<str>, Arc<First>>,
+    by_key: ByKey,
     order: Vector<Arc<First>>,
     bytes: usize,
 }
@@ -51,7 +57,7 @@ impl Remembered {
         self.by_key.get(key).map(|first| &**first)
     }
 
-    /// Remembers a key that is not in the table and forgets the oldest beyond the bounds. False if the key is there.
+    /// Remembers a new key and forgets the oldest beyond the bounds. False if the key was there: the table is of no use then.
     pub(super) fn insert(
         &mut self,
         key: &str,
@@ -60,9 +66,6 @@ impl Remembered {
         outcome: ApplyOutcome,
         index: u64,
     ) -> bool {
-        if self.by_key.contains_key(key) {
-            return false;
-        }
         let bytes = key.len() + resource.encoded_len();
         let first = Arc::new(First {
             key: Arc::from(key),
@@ -72,8 +75,9 @@ impl Remembered {
             index,
             bytes,
         });
-        self.by_key
-            .insert(Arc::clone(&first.key), Arc::clone(&first));
+        if self.by_key.insert(Arc::clone(&first.key), Arc::clone(&first)).is_some() {
+            return false;
+        }
         self.order.push_back(first);
         self.bytes += bytes;
         while self.order.len() > MAX_KEYS || (self.bytes > MAX_BYTES && self.order.len() > 1) {

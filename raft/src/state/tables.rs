@@ -91,14 +91,14 @@ impl Tables {
         true
     }
 
-    /// Writes a checked resource as one change, or finds that it is there already.
+    /// Writes a checked resource over the one that is there as one change, or finds that nothing would change.
     pub(super) fn write(
         &mut self,
         mut next: Resource,
+        existing: Option<Arc<Resource>>,
         origin: Origin,
         events: &mut Vec<ChangeEvent>,
     ) -> (Arc<Resource>, ApplyOutcome) {
-        let existing = self.get(next.kind(), next.name()).cloned();
         let mut metadata = next.metadata.take().unwrap_or_default();
         if let Some(existing) = &existing
             && existing.spec == next.spec

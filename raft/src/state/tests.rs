@@ -236,6 +236,8 @@ fn the_key_table_is_bounded_by_number_and_bytes() {
             i as u64
         ));
     }
+    assert!(table.get("2").is_none() && table.get("3").is_some());
+    assert_eq!(table.iter().count(), remembered::MAX_KEYS);
     assert!(!table.insert(
         &(count - 1).to_string(),
         0,
@@ -243,8 +245,6 @@ fn the_key_table_is_bounded_by_number_and_bytes() {
         ApplyOutcome::Created,
         0
     ));
-    assert!(table.get("2").is_none() && table.get("3").is_some());
-    assert_eq!(table.iter().count(), remembered::MAX_KEYS);
 
     let large = Arc::new(setting("s", &format!("\"{}\"", "x".repeat(500 << 10))));
     let mut table = Remembered::default();

@@ -102,7 +102,7 @@ pub fn canonical(resource: &Resource) -> Result<Resource, FieldError> {
 pub fn idempotency_key(key: &str) -> Checked {
     let field = "idempotency_key";
     require(
-        key.chars().count() <= MAX_KEY,
+        key.len() <= MAX_KEY || key.chars().count() <= MAX_KEY,
         field,
         format_args!("must be at most {MAX_KEY} characters long"),
     )?;

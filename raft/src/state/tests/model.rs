@@ -239,7 +239,7 @@ impl Model {
 /// A command before it is known what the state will be when its turn comes.
 #[derive(Clone, Debug)]
 enum Action {
-    Put(Resource),
+    Put(Box<Resource>),
     Delete(Kind, String),
     Register(RegisterNode),
     /// Removes one of the nodes that were ever registered.
@@ -328,7 +328,7 @@ fn actions() -> impl Strategy<Value = Action> {
             Action::Register(register)
         });
     prop_oneof![
-        6 => resources().prop_map(Action::Put),
+        6 => resources().prop_map(|resource| Action::Put(Box::new(resource))),
         3 => kinds.prop_map(|(kind, name)| Action::Delete(kind, name)),
         2 => registrations,
         1 => any::<prop::sample::Index>().prop_map(Action::Remove),
@@ -364,7 +364,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn resolve(step: &Step, time: i64, model: &Model, before: &[Command]) -> Command {
     let (command, subject) = match &step.action {
         Action::Put(resource) => (
-            put(resource.clone()),
+            put(Resource::clone(resource)),
             model.get(resource.kind(), resource.name()),
         ),
         Action::Delete(kind, name) => (delete(*kind, name), model.get(*kind, name)),
