@@ -1,0 +1,344 @@
+//! Takes commands from many callers and turns them into few log entries.
+//!
+//! While at most [`IN_FLIGHT`] entries are under way, arriving commands wait and then go together: alone, a command travels at
+//! once; under load, entries grow. A node that does not lead sends its batches to the leader, each in one call.
+//!
+//! Every command has an idempotency key when it is handed over (one is made up if the caller gave none), so a batch whose fate
+//! is unknown can be sent again without being applied twice. A caller that gives up learns whether its command was certainly
+//! not applied: its ticket says whether any attempt may have reached a log.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use prost::Message;
+use quorate_proto::{
+    peer::v1::{ProposeRequest, Refusal},
+    store::v1::{Command, CommandBatch, CommandReply, command_reply},
+    v1::{ApplyOutcome, Resource},
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use super::{Group, NotAccepted, WriteError};
+use crate::{
+    error::ProposeError,
+    network::{Lane, refusal_of},
+    state::{Reply, SCHEMA},
+};
+
+/// Entries under way at a time.
+const IN_FLIGHT: usize = 2;
+/// Commands in an entry, and their bytes, at most; a larger command goes alone.
+const BATCH_COMMANDS: usize = 256;
+const BATCH_BYTES: usize = 32 * 1024;
+/// Largest command.
+pub(crate) const MAX_COMMAND: usize = 1 << 20;
+/// Commands that may wait.
+const QUEUE: usize = 16_384;
+/// Pause after a refusal that a moment may cure, and longest wait for news of a leader.
+const PAUSE: Duration = Duration::from_millis(5);
+const LEADER_WAIT: Duration = Duration::from_millis(50);
+
+/// A command that took effect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// After a put or a registration: as it is now. After a delete or a removal: as it was.
+    pub resource: Arc<Resource>,
+    /// `Unspecified` after a delete or a removal.
+    pub outcome: ApplyOutcome,
+    /// Log index of the entry that took effect (the first one, if a retried key was recognised).
+    pub index: u64,
+}
+
+/// What the caller and the batch agree on about a command.
+#[derive(Default)]
+struct Ticket(AtomicU8);
+
+/// Not handed to anyone, or certainly refused.
+const WAITING: u8 = 0;
+/// An attempt may have reached a log.
+const SENT: u8 = 1;
+/// The caller gave up while the command was waiting; it must not be sent any more.
+const CANCELLED: u8 = 2;
+
+impl Ticket {
+    /// Before an attempt; false if the caller gave up.
+    fn send(&self) -> bool {
+        self.0.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok_and(|_| true)
+            || self.0.load(Ordering::Acquire) == SENT
+    }
+
+    /// After an attempt that certainly came to nothing.
+    fn unsend(&self) {
+        let _ = self.0.compare_exchange(SENT, WAITING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The caller gives up; true if the command will certainly not be applied.
+    fn cancel(&self) -> bool {
+        self.0.compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+struct Pending {
+    command: Command,
+    size: usize,
+    ticket: Arc<Ticket>,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Reply, ProposeError>>,
+}
+
+/// The entrance for commands; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Pending>,
+    node_id: u64,
+    start_id: u64,
+    made_up: Arc<AtomicU64>,
+}
+
+impl Proposer {
+    /// Starts the task that forms batches; it ends with the last handle.
+    pub(crate) fn spawn(group: Arc<Group>) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let (node_id, start_id) = (group.local.node_id, group.local.start_id);
+        tokio::spawn(run(group, waiting));
+        Self { queue, node_id, start_id, made_up: Arc::default() }
+    }
+
+    /// See [`Cluster::propose_within`](crate::Cluster::propose_within).
+    pub(crate) async fn propose(&self, mut command: Command, timeout: Duration) -> Result<Applied, ProposeError> {
+        if command.idempotency_key.is_empty() {
+            let number = self.made_up.fetch_add(1, Ordering::Relaxed);
+            command.idempotency_key = format!("~{:x}.{:x}.{number:x}", self.node_id, self.start_id);
+        }
+        if command.time_unix_ms == 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            command.time_unix_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        }
+        command.origin_node_id = self.node_id;
+        let size = command.encoded_len();
+        if size > MAX_COMMAND {
+            return Err(ProposeError::TooLarge { size, limit: MAX_COMMAND });
+        }
+        let ticket = Arc::new(Ticket::default());
+        let (reply, answer) = oneshot::channel();
+        let pending =
+            Pending { command, size, ticket: Arc::clone(&ticket), deadline: Instant::now() + timeout, reply };
+        self.queue.try_send(pending).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+        })?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(Ok(Reply::Applied { resource, outcome, index }))) => Ok(Applied { resource, outcome, index }),
+            Ok(Ok(Ok(Reply::Rejected(rejection)))) => Err(ProposeError::Rejected(rejection)),
+            Ok(Ok(Err(error))) => Err(error),
+            Ok(Err(_)) => Err(ProposeError::Stopped),
+            Err(_) if ticket.cancel() => Err(ProposeError::NoLeader { waited: timeout }),
+            Err(_) => Err(ProposeError::Timeout { waited: timeout }),
+        }
+    }
+}
+
+async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
+    let mut under_way = FuturesUnordered::new();
+    let mut arrived = Vec::with_capacity(BATCH_COMMANDS);
+    // A command that did not fit into the last batch.
+    let mut left_over: Option<Pending> = None;
+    loop {
+        if under_way.len() < IN_FLIGHT {
+            let mut batch = Vec::new();
+            let mut size = 0;
+            while batch.len() < BATCH_COMMANDS {
+                let next = left_over.take().or_else(|| waiting.try_recv().ok());
+                let Some(pending) = next else {
+                    break;
+                };
+                if !batch.is_empty() && size + pending.size > BATCH_BYTES {
+                    left_over = Some(pending);
+                    break;
+                }
+                size += pending.size;
+                batch.push(pending);
+            }
+            if !batch.is_empty() {
+                metrics::histogram!("quorate_raft_batch_commands", "group" => group.name).record(batch.len() as f64);
+                under_way.push(run_batch(Arc::clone(&group), batch));
+                continue;
+            }
+        }
+        let room = under_way.len() < IN_FLIGHT;
+        tokio::select! {
+            biased;
+            Some(()) = under_way.next(), if !under_way.is_empty() => {}
+            n = waiting.recv_many(&mut arrived, 1), if room => {
+                if n == 0 {
+                    // No handle is left; what is under way is answered first.
+                    while under_way.next().await.is_some() {}
+                    return;
+                }
+                left_over = arrived.pop();
+            }
+        }
+    }
+}
+
+/// Sends a batch until each of its commands is answered or given up.
+async fn run_batch(group: Arc<Group>, batch: Vec<Pending>) {
+    let started = Instant::now();
+    let mut batch = batch;
+    // An attempt may have reached a log: its commands can no longer be called "not applied".
+    let mut tainted = false;
+    loop {
+        batch.retain(|pending| !pending.reply.is_closed() && pending.ticket.send());
+        let Some(deadline) = batch.iter().map(|pending| pending.deadline).max() else {
+            return;
+        };
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let attempt = tokio::time::timeout(remaining, attempt(&group, &batch, remaining)).await;
+        match attempt {
+            Ok(Ok(replies)) => {
+                metrics::histogram!("quorate_raft_commit_seconds", "group" => group.name)
+                    .record(started.elapsed().as_secs_f64());
+                metrics::counter!("quorate_raft_proposals_total", "group" => group.name, "result" => "answered")
+                    .increment(batch.len() as u64);
+                for (pending, reply) in batch.into_iter().zip(replies) {
+                    let _ = pending.reply.send(Ok(reply));
+                }
+                return;
+            }
+            Ok(Err(WriteError::Stopped)) => {
+                for pending in batch {
+                    let _ = pending.reply.send(Err(ProposeError::Stopped));
+                }
+                return;
+            }
+            Ok(Err(WriteError::NotAccepted(why))) => {
+                if !tainted {
+                    for pending in &batch {
+                        pending.ticket.unsend();
+                    }
+                }
+                match why {
+                    NotAccepted::NotLeader => {
+                        let leader = group.leader();
+                        let wait = if leader == Some(group.local.node_id) { PAUSE } else { LEADER_WAIT };
+                        group.leader_change(leader, wait).await;
+                    }
+                    NotAccepted::NoQuorum | NotAccepted::Storage | NotAccepted::Stopped => {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+            Ok(Err(WriteError::Unknown(why))) => {
+                tainted = true;
+                tracing::debug!(why, commands = batch.len(), "a batch is sent again");
+                metrics::counter!("quorate_raft_proposals_total", "group" => group.name, "result" => "retried")
+                    .increment(batch.len() as u64);
+                tokio::time::sleep(PAUSE).await;
+            }
+            // All callers have given up.
+            Err(_) => return,
+        }
+    }
+}
+
+/// One attempt: here if this node leads, else at the leader.
+async fn attempt(group: &Group, batch: &[Pending], remaining: Duration) -> Result<Vec<Reply>, WriteError> {
+    let Some(leader) = group.leader() else {
+        return Err(WriteError::NotAccepted(NotAccepted::NotLeader));
+    };
+    let commands = CommandBatch { schema: SCHEMA, commands: batch.iter().map(|pending| pending.command.clone()).collect() };
+    let bytes = Bytes::from(commands.encode_to_vec());
+    let replies = if leader == group.local.node_id {
+        group.write(bytes).await?.1
+    } else {
+        forward(group, leader, bytes, remaining).await?
+    };
+    if replies.len() == batch.len() {
+        Ok(replies)
+    } else {
+        Err(WriteError::Unknown(format!("{} replies to {} commands", replies.len(), batch.len())))
+    }
+}
+
+async fn forward(group: &Group, leader: u64, commands: Bytes, remaining: Duration) -> Result<Vec<Reply>, WriteError> {
+    let peer = group.peers.get(leader).ok_or(WriteError::NotAccepted(NotAccepted::NotLeader))?;
+    let mut client = group
+        .peers
+        .client(&peer, Lane::Data)
+        .map_err(|_| WriteError::NotAccepted(NotAccepted::NotLeader))?;
+    let request = ProposeRequest {
+        header: Some(crate::network::header(&group.peers, group.name, leader)),
+        commands,
+        timeout_ms: u32::try_from(remaining.as_millis()).unwrap_or(u32::MAX),
+    };
+    match client.propose(request).await {
+        Ok(reply) => {
+            peer.seen();
+            let reply = reply.into_inner();
+            reply.replies.into_iter().map(decode_reply).collect()
+        }
+        Err(status) => Err(match refusal_of(&status) {
+            Some(Refusal::Storage) => WriteError::NotAccepted(NotAccepted::Storage),
+            Some(_) => WriteError::NotAccepted(NotAccepted::NotLeader),
+            None if never_connected(&status) => WriteError::NotAccepted(NotAccepted::NotLeader),
+            None => WriteError::Unknown(status.to_string()),
+        }),
+    }
+}
+
+/// The call failed because no connection could be opened, so the peer never saw it.
+fn never_connected(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn decode_reply(bytes: Bytes) -> Result<Reply, WriteError> {
+    let unknown = |why: &str| WriteError::Unknown(format!("malformed reply: {why}"));
+    let reply = CommandReply::decode(bytes).map_err(|error| unknown(&error.to_string()))?;
+    match reply.result {
+        Some(command_reply::Result::Applied(applied)) => Ok(Reply::Applied {
+            outcome: ApplyOutcome::try_from(applied.outcome).unwrap_or(ApplyOutcome::Unspecified),
+            resource: Arc::new(applied.resource.ok_or_else(|| unknown("no resource"))?),
+            index: applied.index,
+        }),
+        Some(command_reply::Result::Rejection(rejection)) => Ok(Reply::Rejected(rejection)),
+        None => Err(unknown("no result")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_that_gives_up_knows_what_it_may_rely_on() {
+        let ticket = Ticket::default();
+        assert!(ticket.cancel(), "never sent: certainly not applied");
+        assert!(!ticket.send(), "and never sent afterwards");
+
+        let ticket = Ticket::default();
+        assert!(ticket.send());
+        assert!(!ticket.cancel(), "an attempt is out");
+
+        let ticket = Ticket::default();
+        assert!(ticket.send());
+        ticket.unsend();
+        assert!(ticket.cancel(), "the attempt was certainly refused");
+        ticket.unsend();
+        assert!(!ticket.send());
+    }
+}

@@ -1,0 +1,45 @@
+//! Node-to-node traffic: one listener for all groups and services, and per peer one connection for appends of all groups, one
+//! for heartbeats and questions, one for snapshots.
+
+mod admission;
+mod client;
+mod connector;
+mod listener;
+mod peers;
+mod server;
+mod snapshot_receiver;
+mod stream;
+mod tls;
+
+pub(crate) use admission::{Admission, refusal_of, refuse};
+pub(crate) use client::{Network, header};
+pub(crate) use listener::serve;
+pub(crate) use peers::{Lane, Peer, Peers, dial};
+pub(crate) use server::RaftService;
+pub(crate) use tls::Tls;
+pub use tls::NODE_URI_PREFIX;
+
+use quorate_proto::peer::v1::raft_client::RaftClient;
+use tonic::transport::Channel;
+
+/// Largest message between nodes. An append carries about 1 MiB of entries, or one larger entry.
+pub(crate) const MAX_MESSAGE: usize = 64 << 20;
+
+/// A client for a peer.
+pub(crate) fn raft_client(channel: Channel) -> RaftClient<Channel> {
+    RaftClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// Who this process is towards its peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Local {
+    pub(crate) cluster_id: String,
+    pub(crate) node_id: u64,
+    pub(crate) name: String,
+    pub(crate) instance: String,
+    /// Drawn at random when the process starts.
+    pub(crate) start_id: u64,
+    pub(crate) timing: crate::options::Timing,
+    /// `host:port` that peers are told.
+    pub(crate) peer_address: String,
+}
