@@ -138,6 +138,18 @@ impl<'a> RequestInfo<'a> {
         })
     }
 
+    /// The same without the borrowed body, for passing on together with it.
+    pub fn into_owned(self) -> RequestInfo<'static> {
+        RequestInfo {
+            api: self.api,
+            model: Cow::Owned(self.model.into_owned()),
+            stream: self.stream,
+            include_usage: self.include_usage,
+            max_tokens: self.max_tokens,
+            body_bytes: self.body_bytes,
+        }
+    }
+
     /// A request to a path that routing does not know: it is routed by the `model` in its body if there is one.
     pub fn native(body: &'a [u8]) -> Self {
         #[derive(Deserialize)]

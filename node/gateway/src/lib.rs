@@ -1,1 +1,43 @@
-//! Placeholder.
+//! The L7 gateway: takes OpenAI, Anthropic and engine-native HTTP requests and forwards each to an endpoint of the right pool.
+//!
+//! A request passes through the stages of [`service`]: trace, answer (own paths and errors), parse, forward (schedule, reserve,
+//! send, retry), and its answer is inspected and measured frame by frame on its way back. Bodies are parsed once and forwarded
+//! byte for byte. Each worker thread has its own runtime, its client connections and the upstream connections they use.
+//!
+//! * reads: the published [`quorate_routing::RoutingView`], certificate files
+//! * writes: reservations and observations on endpoints, metrics
+//! * takes no messages: [`GatewayShared`] holds what the node may change, [`GatewayHandle`] drains and stops
+mod answer;
+mod body;
+mod budget;
+mod call;
+mod client;
+mod client_io;
+mod config;
+
+mod deadline;
+mod duration;
+mod error;
+mod forward;
+mod gateway;
+mod headers;
+mod listen;
+mod metrics;
+mod observe;
+mod parse;
+mod serve;
+mod service;
+mod sse;
+mod tls;
+mod trace;
+mod transport;
+mod upstream;
+mod usage;
+mod worker;
+
+pub use config::{ConfigError, GatewayConfig, RetryConfig, TlsConfig, UpstreamConfig};
+pub use duration::{DurationError, HumanDuration};
+pub use gateway::{Gateway, GatewayHandle, StartError};
+pub use metrics::{BUCKETS, describe};
+pub use tls::TlsError;
+pub use worker::GatewayShared;

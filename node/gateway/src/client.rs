@@ -1,0 +1,92 @@
+//! One client connection as its requests and its timers see it.
+
+use http::HeaderValue;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
+};
+
+/// What a connection is doing while no request is under way on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// Nothing has come since it was opened or since the last request.
+    Idle = 0,
+    /// The first bytes of a request head have come.
+    Head = 1,
+}
+
+/// Facts and state of a client connection. Shared by its I/O wrapper, its service and its timer; all run on one worker.
+pub(crate) struct Client {
+    pub ip: IpAddr,
+    /// The address as it goes into `x-forwarded-for`.
+    pub forwarded_for: HeaderValue,
+    pub tls: bool,
+    /// A refused request's body is still coming: close only after reading some more of it.
+    pub linger: AtomicBool,
+    requests: AtomicU32,
+    phase: AtomicU8,
+    since: AtomicU64,
+    /// Requests in flight on the worker.
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl Client {
+    pub fn new(peer: SocketAddr, tls: bool, in_flight: Arc<AtomicUsize>) -> Self {
+        // An IPv4 client of a dual-stack listener is shown as what it is.
+        let ip = peer.ip().to_canonical();
+        Self {
+            ip,
+            forwarded_for: HeaderValue::from_str(&ip.to_string())
+                .unwrap_or(HeaderValue::from_static("unknown")),
+            tls,
+            linger: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
+            phase: AtomicU8::new(Phase::Idle as u8),
+            since: AtomicU64::new(quorate_routing::now_ms()),
+            in_flight,
+        }
+    }
+
+    /// Bytes came from the client.
+    pub fn bytes_came(&self) {
+        if self.requests.load(Relaxed) == 0 && self.phase.load(Relaxed) == Phase::Idle as u8 {
+            self.enter(Phase::Head);
+        }
+    }
+
+    /// The phase and since when (ms); `None` while a request is under way.
+    pub fn waiting(&self) -> Option<(Phase, u64)> {
+        let phase = if self.phase.load(Relaxed) == Phase::Head as u8 {
+            Phase::Head
+        } else {
+            Phase::Idle
+        };
+        (self.requests.load(Relaxed) == 0).then(|| (phase, self.since.load(Relaxed)))
+    }
+
+    /// Counts a request in until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.requests.fetch_add(1, Relaxed);
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.since.store(quorate_routing::now_ms(), Relaxed);
+        self.phase.store(phase as u8, Relaxed);
+    }
+}
+
+/// A request under way: lives until its answer is written or given up.
+pub(crate) struct InFlight(Arc<Client>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+        if self.0.requests.fetch_sub(1, Relaxed) == 1 {
+            self.0.enter(Phase::Idle);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Why a request gets no answer from an engine, and how that is said in the client's own protocol.
+
+use crate::body::GatewayBody;
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use quorate_routing::{Api, Unavailable};
+use serde_json::json;
+
+/// Response header that says why a request was turned away, with llm-d's values.
+pub(crate) const DROPPED_REASON: HeaderName =
+    HeaderName::from_static("x-llm-d-request-dropped-reason");
+
+/// The gateway's own answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("{0}")]
+    BadBody(String),
+    #[error("you must provide a model parameter")]
+    NoModel,
+    #[error("the model `{0}` does not exist or is not served here")]
+    ModelNotFound(String),
+    #[error("nothing is served at this path")]
+    NoRoute,
+    #[error("this path takes {0} requests only")]
+    MethodNotAllowed(&'static str),
+    #[error("the request body is longer than the limit of {0} bytes")]
+    BodyTooLarge(usize),
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    #[error("the request body could not be read: {0}")]
+    BodyBroken(String),
+    #[error("{0}")]
+    NoEndpoints(#[from] Unavailable),
+    #[error("no pool is configured yet")]
+    NoPools,
+    #[error("no connection to a model server could be made")]
+    Connect,
+    #[error("the model server closed the connection before it answered")]
+    Reset,
+    #[error("the model server did not begin to answer in time")]
+    FirstByteTimeout,
+    #[error("the request took longer than the time limit")]
+    TotalTimeout,
+}
+
+impl Refusal {
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadBody(_) | Self::NoModel | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
+            Self::ModelNotFound(_) | Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NoEndpoints(_) | Self::NoPools => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
+            Self::FirstByteTimeout | Self::TotalTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// The `error_code` label, with llm-d's names where it has one.
+    pub fn metric_code(&self) -> &'static str {
+        match self {
+            Self::BadBody(_) | Self::NoModel | Self::BodyBroken(_) => "BadRequest",
+            Self::ModelNotFound(_) | Self::NoRoute => "NotFound",
+            Self::MethodNotAllowed(_) => "MethodNotAllowed",
+            Self::BodyTooLarge(_) => "BodyTooLarge",
+            Self::BodyTimeout => "BodyTimeout",
+            Self::NoEndpoints(_) | Self::NoPools => "ServiceUnavailable",
+            Self::Connect | Self::Reset => "BadGateway",
+            Self::FirstByteTimeout | Self::TotalTimeout => "GatewayTimeout",
+        }
+    }
+
+    /// The dropped reason for a request that never reached an endpoint for want of one.
+    pub fn dropped_reason(&self) -> Option<&'static str> {
+        matches!(self, Self::NoEndpoints(_) | Self::NoPools).then_some("rejected-no-endpoints")
+    }
+
+    /// What followed the head may still be on its way: the connection is read to its end before it is closed.
+    pub fn leaves_body_unread(&self) -> bool {
+        matches!(self, Self::BodyTooLarge(_) | Self::BodyTimeout)
+    }
+
+    fn param(&self) -> Option<&'static str> {
+        matches!(self, Self::NoModel | Self::ModelNotFound(_)).then_some("model")
+    }
+
+    fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::ModelNotFound(_) => "model_not_found",
+            Self::NoRoute => "not_found",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
+            Self::BodyTooLarge(_) => "request_too_large",
+            Self::BodyTimeout => "request_timeout",
+            Self::NoEndpoints(_) | Self::NoPools => "no_endpoints",
+            Self::Connect => "upstream_connect_failed",
+            Self::Reset => "upstream_reset",
+            Self::FirstByteTimeout | Self::TotalTimeout => "upstream_timeout",
+            Self::BadBody(_) | Self::NoModel | Self::BodyBroken(_) => return None,
+        })
+    }
+
+    /// The whole answer, in the dialect of `api`.
+    pub fn response(&self, api: Api) -> Response<GatewayBody> {
+        let status = self.status();
+        let body = error_json(api, status, &self.to_string(), self.param(), self.code());
+        let mut response = Response::new(GatewayBody::full(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(reason) = self.dropped_reason() {
+            headers.insert(DROPPED_REASON, HeaderValue::from_static(reason));
+        }
+        if let Self::MethodNotAllowed(allow) = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+}
+
+/// An error object: OpenAI's `{"error": {message, type, param, code}}`, or Anthropic's `{"type": "error", "error": {type,
+/// message}}`.
+pub(crate) fn error_json(
+    api: Api,
+    status: StatusCode,
+    message: &str,
+    param: Option<&str>,
+    code: Option<&str>,
+) -> Bytes {
+    let value = if api == Api::Messages {
+        let kind = match status.as_u16() {
+            404 => "not_found_error",
+            408 | 504 => "timeout_error",
+            413 => "request_too_large",
+            503 => "overloaded_error",
+            400..=499 => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": message}})
+    } else {
+        let kind = if status.is_client_error() {
+            "invalid_request_error"
+        } else {
+            "server_error"
+        };
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    };
+    value.to_string().into()
+}
+
+/// The event that ends a stream that broke after it began. OpenAI's and Anthropic's clients raise it as an API error; the
+/// stream then ends without `[DONE]`.
+pub(crate) fn error_event(api: Api, message: &str) -> Bytes {
+    let json = error_json(
+        api,
+        StatusCode::BAD_GATEWAY,
+        message,
+        None,
+        Some("upstream_failed"),
+    );
+    let name: &[u8] = match api {
+        Api::Messages | Api::Responses => b"event: error\n",
+        _ => b"",
+    };
+    let mut event = Vec::with_capacity(name.len() + json.len() + 8);
+    event.extend_from_slice(name);
+    event.extend_from_slice(b"data: ");
+    event.extend_from_slice(&json);
+    event.extend_from_slice(b"\n\n");
+    event.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_dialect_has_its_shape() {
+        let openai = error_json(
+            Api::Chat,
+            StatusCode::NOT_FOUND,
+            "a \"b\"",
+            Some("model"),
+            Some("model_not_found"),
+        );
+        let value: serde_json::Value = serde_json::from_slice(&openai).unwrap();
+        assert_eq!(value["error"]["message"], "a \"b\"");
+        assert_eq!(value["error"]["type"], "invalid_request_error");
+        assert_eq!(value["error"]["param"], "model");
+        let anthropic = error_json(
+            Api::Messages,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "x",
+            None,
+            None,
+        );
+        let value: serde_json::Value = serde_json::from_slice(&anthropic).unwrap();
+        assert_eq!(
+            (&value["type"], &value["error"]["type"]),
+            (&"error".into(), &"overloaded_error".into())
+        );
+    }
+
+    #[test]
+    fn an_unavailable_pool_says_so_in_the_headers() {
+        let response = Refusal::NoEndpoints(Unavailable::NoneAvailable).response(Api::Chat);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        assert_eq!(response.headers()[DROPPED_REASON], "rejected-no-endpoints");
+    }
+
+    #[test]
+    fn error_events_are_whole_events() {
+        for api in [Api::Chat, Api::Messages, Api::Responses] {
+            let event = error_event(api, "gone\nnow");
+            let text = std::str::from_utf8(&event).unwrap();
+            assert!(
+                text.ends_with("\n\n") && text.trim_end().lines().count() <= 2,
+                "{text}"
+            );
+        }
+    }
+}

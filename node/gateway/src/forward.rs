@@ -1,0 +1,244 @@
+//! The innermost stage: picks and reserves an endpoint, sends the request, and moves on to another endpoint while nothing has
+//! gone to the client, within the attempts and the budget.
+//!
+//! What moves on: no connection, a connection that broke before the answer began, and 502, 503, 504. A first-byte timeout does
+//! not: the engine may well be at work on the request. A pool of one endpoint is tried again only if no connection could be
+//! made. If nothing is left to try, the client gets the last thing that happened.
+
+use crate::body::{GatewayBody, UpstreamBody, fail, is_unavailable};
+use crate::call::Call;
+use crate::error::Refusal;
+use crate::headers;
+use crate::metrics::{dropped, retried};
+use crate::observe::End;
+use crate::upstream::{self, Answer, Failed};
+use crate::worker::Worker;
+use http::Response;
+use quorate_routing::{BreakerState, Failure, Reservation, Tried, now_ms};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower::Service;
+
+/// Wait before the only endpoint of a pool is tried again; doubled each time.
+const SAME_ENDPOINT_WAIT: Duration = Duration::from_millis(50);
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub(crate) struct Forward(pub Arc<Worker>);
+
+impl Service<Call> for Forward {
+    type Response = Response<GatewayBody>;
+    type Error = Refusal;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Refusal>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let worker = Arc::clone(&self.0);
+        Box::pin(async move { forward(&worker, call).await })
+    }
+}
+
+/// What happened at an endpoint, kept in case nothing better follows.
+enum Last {
+    /// A 502, 503 or 504 that has not been passed on.
+    Answer(Box<Answer>, Reservation),
+    /// No answer.
+    Failed(Failed),
+}
+
+async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody>, Refusal> {
+    let core = &worker.core;
+    core.budget.deposit();
+    let mut tried = Tried::default();
+    let mut attempts = 0;
+    let mut last: Option<Last> = None;
+    loop {
+        let picked = match pick(worker, &call, &tried) {
+            Ok(picked) => picked,
+            Err(refusal) => {
+                if last.is_some() {
+                    core.budget.refund();
+                }
+                return conclude(worker, call, last, refusal);
+            }
+        };
+        if let Some(Last::Answer(mut answer, _)) = last.take() {
+            std::future::poll_fn(|cx| {
+                if answer.source.read_out(cx) {
+                    answer.source.release(cx);
+                }
+                Poll::Ready(())
+            })
+            .await;
+        }
+        attempts += 1;
+        if let Some(access) = &mut call.observation.access {
+            access.attempts = attempts;
+            access.endpoint = picked.reservation.endpoint().name().to_owned();
+        }
+        let (retry_same, reason) = match upstream::send(
+            core,
+            &worker.upstreams,
+            picked.reservation.endpoint(),
+            &call,
+        )
+        .await
+        {
+            Ok(answer) if is_unavailable(answer.head.status) => {
+                fail(
+                    &picked.reservation,
+                    Failure::Status(answer.head.status.as_u16()),
+                );
+                tried.add(Arc::clone(picked.reservation.endpoint()));
+                last = Some(Last::Answer(Box::new(answer), picked.reservation));
+                (false, "status")
+            }
+            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
+            Err(failed) => {
+                if let Some(failure) = failed.failure() {
+                    fail(&picked.reservation, failure);
+                }
+                last = Some(Last::Failed(failed));
+                match failed {
+                    Failed::Connect if picked.only => (true, "connect"),
+                    Failed::Connect | Failed::Reset => {
+                        tried.add(Arc::clone(picked.reservation.endpoint()));
+                        (
+                            false,
+                            if failed == Failed::Connect {
+                                "connect"
+                            } else {
+                                "reset"
+                            },
+                        )
+                    }
+                    Failed::FirstByte | Failed::Total => {
+                        return conclude(worker, call, last, Refusal::TotalTimeout);
+                    }
+                }
+            }
+        };
+        if attempts >= core.config.retry.max_attempts {
+            return conclude(worker, call, last, Refusal::Connect);
+        }
+        if !core.budget.withdraw(now_ms()) {
+            core.metrics.retries_denied.increment(1);
+            return conclude(worker, call, last, Refusal::Connect);
+        }
+        if retry_same {
+            tokio::time::sleep(SAME_ENDPOINT_WAIT * (1 << (attempts - 1).min(5))).await;
+        }
+        retried(reason);
+    }
+}
+
+/// An endpoint with a place reserved on it.
+struct Picked {
+    reservation: Reservation,
+    /// There is no other endpoint that the request could go to.
+    only: bool,
+}
+
+/// Asks the current view and the scheduler.
+fn pick(worker: &Worker, call: &Call, tried: &Tried) -> Result<Picked, Refusal> {
+    let shared = &worker.core.shared;
+    let view = shared.view().load();
+    let without_model;
+    let route = match view.route(&call.info.model) {
+        Some(route) if !call.info.model.is_empty() => route,
+        // A native body's `model` may mean something else to the engine.
+        _ if call.info.api == quorate_routing::Api::Native => {
+            without_model = view.route_without_model();
+            match &without_model {
+                Some(route) => route,
+                None if view.pools().is_empty() => return Err(Refusal::NoPools),
+                None => return Err(Refusal::NoRoute),
+            }
+        }
+        _ if view.pools().is_empty() => return Err(Refusal::NoPools),
+        _ => return Err(Refusal::ModelNotFound(call.info.model.to_string())),
+    };
+    let reservation =
+        shared
+            .scheduler()
+            .schedule(&call.info, route, tried, now_ms(), worker.random())?;
+    Ok(Picked {
+        reservation,
+        only: route.endpoints.len() == 1,
+    })
+}
+
+/// Nothing more is tried: the client gets the last thing that happened, or `refusal` if nothing did.
+fn conclude(
+    worker: &Worker,
+    call: Call,
+    last: Option<Last>,
+    refusal: Refusal,
+) -> Result<Response<GatewayBody>, Refusal> {
+    let refusal = match last {
+        Some(Last::Answer(answer, reservation)) => {
+            return Ok(respond(worker, call, *answer, reservation));
+        }
+        Some(Last::Failed(Failed::Connect)) => Refusal::Connect,
+        Some(Last::Failed(Failed::Reset)) => Refusal::Reset,
+        Some(Last::Failed(Failed::FirstByte)) => Refusal::FirstByteTimeout,
+        Some(Last::Failed(Failed::Total)) => Refusal::TotalTimeout,
+        None => refusal,
+    };
+    if let Some(reason) = refusal.dropped_reason() {
+        dropped(reason);
+    }
+    let mut observation = call.observation;
+    if let Some(access) = &mut observation.access {
+        access.status = refusal.status().as_u16();
+    }
+    observation.end(End::Error(refusal.metric_code()));
+    Err(refusal)
+}
+
+/// Passes an answer on.
+fn respond(
+    worker: &Worker,
+    call: Call,
+    answer: Answer,
+    reservation: Reservation,
+) -> Response<GatewayBody> {
+    let Answer {
+        mut head,
+        source,
+        first,
+        deadline,
+    } = answer;
+    headers::to_client(&mut head.headers);
+    // A trial has shown that the endpoint works; the end of a long stream would be late for that.
+    if reservation.endpoint().breaker_state(now_ms()) != BreakerState::Closed
+        && !is_unavailable(head.status)
+    {
+        reservation.succeeded();
+    }
+    let mut observation = call.observation;
+    if let Some(access) = &mut observation.access {
+        access.status = head.status.as_u16();
+    }
+    let body = UpstreamBody::new(
+        &worker.core,
+        call.info.api,
+        head.status,
+        &head.headers,
+        source,
+        first,
+        deadline,
+        call.total_at,
+        reservation,
+        observation,
+    );
+    let mut response = Response::new(GatewayBody::upstream(body));
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}

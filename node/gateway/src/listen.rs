@@ -1,0 +1,139 @@
+//! Listeners: binding, accepting, and handing each socket to the least loaded worker.
+
+use crate::tls::Certificate;
+use crate::worker::{Core, Worker};
+use rustls::ServerConfig;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Connections that the kernel completes before they are accepted.
+const BACKLOG: i32 = 4096;
+/// How often certificate files are looked at.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(1);
+/// Sent in place of service when there are too many connections.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 117\r\n\r\n\
+    {\"error\":{\"message\":\"too many open connections\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}   \n";
+
+/// A bound address.
+pub(crate) struct Listener {
+    pub socket: TcpListener,
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+/// An accepted socket on its way to a worker.
+pub(crate) struct Accepted {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+/// A worker and the way to it.
+#[derive(Clone)]
+pub(crate) struct WorkerDoor {
+    pub worker: Arc<Worker>,
+    pub sockets: mpsc::UnboundedSender<Accepted>,
+}
+
+/// Binds an address.
+///
+/// # Errors
+/// The system's: in use, not ours, not allowed.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts on one listener until the gateway drains. The listener is closed then, and new connections are refused.
+pub(crate) async fn accept(core: Arc<Core>, listener: Listener, workers: Vec<WorkerDoor>) {
+    let socket = match tokio::net::TcpListener::from_std(listener.socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(%error, "listener lost");
+            return;
+        }
+    };
+    loop {
+        let Some(accepted) = core.draining.run_until_cancelled(socket.accept()).await else {
+            return;
+        };
+        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+            Ok((stream, peer)) => hand_over(
+                &core,
+                &workers,
+                Accepted {
+                    stream,
+                    peer,
+                    tls: listener.tls.clone(),
+                },
+            ),
+            // The client was gone again before it was accepted.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) => {
+                // Out of file descriptors or memory: trying again at once would only burn CPU.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn hand_over(core: &Core, workers: &[WorkerDoor], mut accepted: Accepted) {
+    let open: usize = workers
+        .iter()
+        .map(|door| door.worker.connections.load(Relaxed))
+        .sum();
+    if open >= core.config.max_connections {
+        core.metrics.rejected.increment(1);
+        if accepted.tls.is_none() {
+            let _ = accepted.stream.write(FULL);
+        }
+        return;
+    }
+    let least = workers
+        .iter()
+        .min_by_key(|door| door.worker.connections.load(Relaxed));
+    if let Some(door) = least {
+        core.metrics.accepted.increment(1);
+        core.metrics.connections.increment(1.0);
+        door.worker.connections.fetch_add(1, Relaxed);
+        // Fails only when the worker's thread has ended, which it does after all connections.
+        let _ = door.sockets.send(accepted);
+    }
+}
+
+/// Reads a certificate again whenever its files change.
+pub(crate) async fn watch_certificate(core: Arc<Core>, certificate: Arc<Certificate>) {
+    let mut tick = tokio::time::interval(CERTIFICATE_LOOK);
+    while core
+        .stopped
+        .run_until_cancelled(tick.tick())
+        .await
+        .is_some()
+    {
+        match certificate.reload_if_changed() {
+            Ok(true) => tracing::info!("certificate reloaded"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "certificate not reloaded; the old one stays in use")
+            }
+        }
+    }
+}

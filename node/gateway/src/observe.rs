@@ -1,0 +1,205 @@
+//! What is measured of one request, from its arrival to its last byte, and where it is recorded.
+
+use crate::metrics::{Metrics, ModelMetrics};
+use crate::usage::Usage;
+use http::Method;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The whole answer went out.
+    Complete,
+    /// The client went away.
+    ClientGone,
+    /// The engine or the gateway gave an error; the value is the `error_code` label.
+    Error(&'static str),
+}
+
+/// One line of the access log, gathered while the request runs. Only made for requests that are logged.
+#[derive(Debug)]
+pub(crate) struct AccessEntry {
+    pub request_id: String,
+    pub client: IpAddr,
+    pub method: Method,
+    pub path: String,
+    /// The answer's status; 0 until there is one.
+    pub status: u16,
+    /// The endpoint that answered.
+    pub endpoint: String,
+    /// Endpoints asked.
+    pub attempts: u32,
+}
+
+/// Running measurement of one request. Dropped without [`Observation::end`], it counts as given up by the client.
+pub(crate) struct Observation {
+    metrics: Arc<Metrics>,
+    model: Arc<ModelMetrics>,
+    started: Instant,
+    streaming: bool,
+    first: Option<Instant>,
+    last_token: Option<Instant>,
+    token_events: u64,
+    response_bytes: u64,
+    usage: Usage,
+    ended: bool,
+    pub access: Option<Box<AccessEntry>>,
+}
+
+impl Observation {
+    /// Begins with a parsed request of `body_bytes` that arrived at `started`.
+    pub fn begin(
+        metrics: &Arc<Metrics>,
+        model: Arc<ModelMetrics>,
+        started: Instant,
+        body_bytes: usize,
+        access: Option<Box<AccessEntry>>,
+    ) -> Self {
+        model.requests.increment(1);
+        model.running.increment(1.0);
+        model.request_size.record(body_bytes as f64);
+        Self {
+            metrics: Arc::clone(metrics),
+            model,
+            started,
+            streaming: false,
+            first: None,
+            last_token: None,
+            token_events: 0,
+            response_bytes: 0,
+            usage: Usage::default(),
+            ended: false,
+            access,
+        }
+    }
+
+    /// The answer is a stream of events.
+    pub fn set_streaming(&mut self) {
+        self.streaming = true;
+    }
+
+    /// Body bytes came at `now`, with `tokens` token events in them if the answer is a stream.
+    pub fn body(&mut self, now: Instant, bytes: usize, tokens: u32) {
+        self.response_bytes += bytes as u64;
+        if !self.streaming {
+            if self.first.is_none() {
+                self.first = Some(now);
+                self.model.ttft.record(now.duration_since(self.started));
+            }
+            return;
+        }
+        if tokens == 0 {
+            return;
+        }
+        self.token_events += u64::from(tokens);
+        match self.last_token {
+            // Tokens that came together share the time since the one before.
+            Some(last) => {
+                let each = now.duration_since(last).as_secs_f64() / f64::from(tokens);
+                self.model.itl.record_many(each, tokens as usize);
+            }
+            None => {
+                self.first = Some(now);
+                self.model
+                    .ttft_streaming
+                    .record(now.duration_since(self.started));
+            }
+        }
+        self.last_token = Some(now);
+    }
+
+    /// What the engine said about tokens.
+    pub fn usage(&mut self, usage: Usage) {
+        self.usage.merge(usage);
+    }
+
+    /// The request is over.
+    pub fn end(mut self, end: End) {
+        self.finish(end);
+    }
+
+    fn finish(&mut self, end: End) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let duration = self.started.elapsed();
+        let model = &self.model;
+        model.running.decrement(1.0);
+        match end {
+            End::Complete => {
+                model.duration.record(duration);
+                model.response_size.record(self.response_bytes as f64);
+                if let Some(tokens) = self.usage.input {
+                    model.input_tokens.record(tokens as f64);
+                }
+                if let Some(tokens) = self.usage.cached {
+                    model.cached_tokens.record(tokens as f64);
+                }
+                let output = self
+                    .usage
+                    .output
+                    .or((self.token_events > 0).then_some(self.token_events));
+                if let Some(tokens) = output {
+                    model.output_tokens.record(tokens as f64);
+                    self.record_tpot(tokens);
+                }
+            }
+            End::ClientGone => self.metrics.aborts.increment(1),
+            End::Error(code) => {
+                model.duration.record(duration);
+                model.error(code);
+            }
+        }
+        if let Some(access) = &self.access {
+            log_access(access, self, end, duration);
+        }
+    }
+
+    fn record_tpot(&self, output: u64) {
+        if let (true, Some(first), Some(last)) = (
+            output > 1,
+            self.first.filter(|_| self.streaming),
+            self.last_token,
+        ) {
+            let span = last.duration_since(first).as_secs_f64();
+            self.model.tpot.record(span / (output - 1) as f64);
+        }
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        self.finish(End::ClientGone);
+    }
+}
+
+fn log_access(access: &AccessEntry, seen: &Observation, end: End, duration: Duration) {
+    let first_ms = seen
+        .first
+        .map(|first| first.duration_since(seen.started).as_secs_f64() * 1e3);
+    let end = match end {
+        End::Complete => "complete",
+        End::ClientGone => "client_gone",
+        End::Error(code) => code,
+    };
+    tracing::info!(
+        target: "quorate::access",
+        request_id = access.request_id,
+        client = %access.client,
+        method = %access.method,
+        path = access.path,
+        status = access.status,
+        model = &*seen.model.model,
+        endpoint = access.endpoint,
+        attempts = access.attempts,
+        end,
+        duration_ms = duration.as_secs_f64() * 1e3,
+        first_ms,
+        response_bytes = seen.response_bytes,
+        input_tokens = seen.usage.input,
+        output_tokens = seen.usage.output,
+        "request"
+    );
+}

@@ -1,0 +1,148 @@
+//! The idle connections of one worker, by endpoint.
+
+use super::exchange::{Link, RequestBody};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Uri};
+use hyper::client::conn::http2;
+use parking_lot::Mutex;
+use quorate_routing::{Endpoint, RoutingView};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// All endpoints that the worker has talked to. The locks are only ever taken on the worker's own thread.
+pub(crate) struct Upstreams {
+    /// By the endpoint's address in memory: a new incarnation is a new [`Endpoint`], and an entry keeps its own alive, so that
+    /// an address is not used twice.
+    entries: Mutex<HashMap<usize, Arc<Entry>>>,
+    max_idle: usize,
+    idle_timeout: Duration,
+}
+
+/// One endpoint's connections.
+pub(crate) struct Entry {
+    endpoint: Arc<Endpoint>,
+    host: HeaderValue,
+    authority: Option<Authority>,
+    /// Least recently used first.
+    idle: Mutex<Vec<Box<Link>>>,
+    http2: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    max_idle: usize,
+    idle_timeout: Duration,
+}
+
+impl Upstreams {
+    pub fn new(max_idle: usize, idle_timeout: Duration) -> Self {
+        Self {
+            entries: Mutex::default(),
+            max_idle,
+            idle_timeout,
+        }
+    }
+
+    /// The connections of an endpoint.
+    pub fn entry(&self, endpoint: &Arc<Endpoint>) -> Arc<Entry> {
+        let mut entries = self.entries.lock();
+        let entry = entries
+            .entry(Arc::as_ptr(endpoint).addr())
+            .or_insert_with(|| {
+                let authority = &endpoint.spec().target.authority;
+                Arc::new(Entry {
+                    endpoint: Arc::clone(endpoint),
+                    host: HeaderValue::from_str(authority).unwrap_or(HeaderValue::from_static("")),
+                    authority: authority.parse().ok(),
+                    idle: Mutex::default(),
+                    http2: Mutex::default(),
+                    max_idle: self.max_idle,
+                    idle_timeout: self.idle_timeout,
+                })
+            });
+        Arc::clone(entry)
+    }
+
+    /// Closes what has been idle for too long or was closed by the endpoint, and forgets endpoints that are not in the view.
+    pub fn sweep(&self, view: &RoutingView) {
+        let live: HashSet<usize> = view
+            .pools()
+            .iter()
+            .flat_map(|pool| &pool.endpoints)
+            .map(|e| Arc::as_ptr(e).addr())
+            .collect();
+        let mut entries = self.entries.lock();
+        entries.retain(|address, _| live.contains(address));
+        entries.values().for_each(|entry| entry.sweep());
+    }
+}
+
+impl Entry {
+    /// The `Host` header.
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
+    }
+
+    /// `uri` with the endpoint's scheme and authority, as HTTP/2 wants it.
+    pub fn absolute(&self, uri: &Uri) -> Uri {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(if self.endpoint.spec().target.tls {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        });
+        parts.authority = self.authority.clone();
+        parts.path_and_query = Some(
+            uri.path_and_query()
+                .cloned()
+                .unwrap_or(PathAndQuery::from_static("/")),
+        );
+        Uri::from_parts(parts).unwrap_or_default()
+    }
+
+    /// The most recently used idle connection that is still open; never waits.
+    pub fn take_idle(&self, cx: &mut Context<'_>) -> Poll<Option<Box<Link>>> {
+        loop {
+            let Some(mut link) = self.idle.lock().pop() else {
+                return Poll::Ready(None);
+            };
+            if link.idle_since.elapsed() < self.idle_timeout && link.is_reusable(cx) {
+                return Poll::Ready(Some(link));
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request.
+    pub fn give_back(&self, mut link: Box<Link>) {
+        link.idle_since = Instant::now();
+        let mut idle = self.idle.lock();
+        if idle.len() < self.max_idle {
+            idle.push(link);
+        }
+    }
+
+    /// The shared HTTP/2 connection, if it is open.
+    pub fn http2(&self) -> Option<http2::SendRequest<RequestBody>> {
+        self.http2
+            .lock()
+            .as_ref()
+            .filter(|sender| !sender.is_closed())
+            .cloned()
+    }
+
+    /// Shares a new HTTP/2 connection.
+    pub fn keep_http2(&self, sender: &http2::SendRequest<RequestBody>) {
+        *self.http2.lock() = Some(sender.clone());
+    }
+
+    /// The HTTP/2 connection is broken.
+    pub fn forget_http2(&self) {
+        *self.http2.lock() = None;
+    }
+
+    fn sweep(&self) {
+        // Nobody waits for these: the look must not replace the waker by one that matters.
+        let mut cx = Context::from_waker(Waker::noop());
+        self.idle.lock().retain_mut(|link| {
+            link.idle_since.elapsed() < self.idle_timeout && link.is_reusable(&mut cx)
+        });
+    }
+}

@@ -1,0 +1,113 @@
+//! What all workers of a gateway share, and the state of one worker.
+
+use crate::budget::RetryBudget;
+use crate::config::GatewayConfig;
+use crate::metrics::Metrics;
+use crate::tls::UpstreamTls;
+use crate::upstream::Upstreams;
+use arc_swap::ArcSwap;
+use quorate_routing::{Scheduler, SharedView};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use tokio_util::sync::CancellationToken;
+
+/// What the node gives to its gateway and may change while it runs.
+pub struct GatewayShared {
+    view: SharedView,
+    scheduler: Arc<dyn Scheduler>,
+    node: ArcSwap<String>,
+    ready: AtomicBool,
+}
+
+impl GatewayShared {
+    /// Routes by `view` and picks with `scheduler`. `node` is the name shown by `/health`. Not ready until
+    /// [`GatewayShared::set_ready`].
+    pub fn new(
+        view: SharedView,
+        scheduler: Arc<dyn Scheduler>,
+        node: impl Into<String>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            view,
+            scheduler,
+            node: ArcSwap::from_pointee(node.into()),
+            ready: AtomicBool::new(false),
+        })
+    }
+
+    /// The view that requests are routed by.
+    pub fn view(&self) -> &SharedView {
+        &self.view
+    }
+
+    /// What picks endpoints.
+    pub fn scheduler(&self) -> &Arc<dyn Scheduler> {
+        &self.scheduler
+    }
+
+    /// Changes the node's name.
+    pub fn set_node(&self, node: impl Into<String>) {
+        self.node.store(Arc::new(node.into()));
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> Arc<String> {
+        self.node.load_full()
+    }
+
+    /// What `/ready` answers: the node has its view and may get traffic. Requests are served either way.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Relaxed);
+    }
+
+    /// The last [`GatewayShared::set_ready`].
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Relaxed)
+    }
+}
+
+/// Shared by all workers.
+pub(crate) struct Core {
+    pub config: GatewayConfig,
+    pub shared: Arc<GatewayShared>,
+    pub metrics: Arc<Metrics>,
+    pub budget: RetryBudget,
+    pub upstream_tls: UpstreamTls,
+    /// No new connections; those that are open finish their requests.
+    pub draining: CancellationToken,
+    /// Everything ends now.
+    pub stopped: CancellationToken,
+}
+
+/// One worker thread's own.
+pub(crate) struct Worker {
+    pub core: Arc<Core>,
+    pub upstreams: Upstreams,
+    /// Open client connections.
+    pub connections: AtomicUsize,
+    /// Requests under way.
+    pub in_flight: Arc<AtomicUsize>,
+    random: AtomicU64,
+}
+
+impl Worker {
+    pub fn new(core: Arc<Core>, seed: u64) -> Arc<Self> {
+        let upstream = &core.config.upstream;
+        Arc::new(Self {
+            upstreams: Upstreams::new(upstream.max_idle, upstream.idle_timeout.0),
+            core,
+            connections: AtomicUsize::new(0),
+            in_flight: Arc::default(),
+            random: AtomicU64::new(seed),
+        })
+    }
+
+    /// The next number of the worker's generator (splitmix64, as in Steele, Lea and Flood 2014).
+    pub fn random(&self) -> u64 {
+        const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.random.fetch_add(GAMMA, Relaxed).wrapping_add(GAMMA);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
