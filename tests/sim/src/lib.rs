@@ -1,1 +1,37 @@
-//! Placeholder.
+//! A simulated model server, good enough to judge routers with.
+//!
+//! It speaks vLLM's HTTP surface (and SGLang's and TensorRT-LLM's metrics), takes as long as a continuously batched engine
+//! would, and fails on demand. `engine/` is the pure time model: scheduler, KV blocks, prefix cache, preemption. `live`
+//! drives it in real time behind one lock. `http/` reads requests and writes answers, `metrics/` the metrics page, `fault`
+//! says what goes wrong. [`Sim`] is one server inside this process; [`run`] is the command `quorate sim`.
+//!
+//! What comes out is planned before the engine starts (`text`), from the server's seed, the prompt and the request's seed:
+//! every simulator with the same seed gives the same answer to the same request.
+
+mod args;
+mod config;
+mod duration;
+mod engine;
+mod fault;
+mod http;
+mod instance;
+mod live;
+mod lora;
+mod metrics;
+mod profile;
+mod run;
+mod shared;
+mod text;
+mod tokenizer;
+
+pub use args::SimArgs;
+pub use config::{ConfigError, Dialect, LoraModule, Mode, OutputLength, SimConfig};
+pub use engine::EngineConfig;
+pub use engine::latency::{FixedLatency, Latency, LatencyCalculator, StepCosts};
+pub use fault::{Cut, CutAction, FailureInjection, FailureType, Faults};
+pub use instance::{Sim, SimError};
+pub use live::Load;
+pub use metrics::fake::FakeMetrics;
+pub use profile::{Profile, all as profiles, find as find_profile};
+pub use run::run;
+pub use shared::SimStats;

@@ -1,0 +1,247 @@
+//! The KV block pool: reference counts, prefix cache and LRU eviction of blocks that nobody uses.
+//!
+//! A block is in one of three states: in use (`refs > 0`), free and blank, or free and still cached. Free blocks stand in
+//! one intrusive list in the order in which they were released; allocation takes its head, so the least recently used
+//! cached block is the one that loses its contents. This is vLLM's `FreeKVCacheBlockQueue` rule.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Index of a block in the pool.
+pub type BlockId = u32;
+
+const NONE: BlockId = BlockId::MAX;
+
+/// Block hashes are already uniform 64-bit values: hashing them again would be wasted work.
+#[derive(Default)]
+pub struct PassThrough(u64);
+
+impl Hasher for PassThrough {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*b);
+        }
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = v;
+    }
+}
+
+#[derive(Clone)]
+struct Block {
+    hash: Option<u64>,
+    refs: u32,
+    prev: BlockId,
+    next: BlockId,
+}
+
+/// All KV blocks of one engine.
+pub struct BlockPool {
+    blocks: Vec<Block>,
+    cached: HashMap<u64, BlockId, BuildHasherDefault<PassThrough>>,
+    head: BlockId,
+    tail: BlockId,
+    free: usize,
+}
+
+impl BlockPool {
+    /// A pool of `total` blank blocks.
+    pub fn new(total: u32) -> Self {
+        let mut pool = BlockPool {
+            blocks: vec![
+                Block {
+                    hash: None,
+                    refs: 0,
+                    prev: NONE,
+                    next: NONE
+                };
+                total as usize
+            ],
+            cached: HashMap::default(),
+            head: NONE,
+            tail: NONE,
+            free: 0,
+        };
+        for id in 0..total {
+            pool.push_free(id);
+        }
+        pool
+    }
+
+    /// Blocks that can be allocated now (blank or cached).
+    pub fn free(&self) -> usize {
+        self.free
+    }
+
+    /// All blocks.
+    pub fn total(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Blocks whose contents can be found by hash, in use or not.
+    pub fn cached(&self) -> usize {
+        self.cached.len()
+    }
+
+    /// The block that holds the contents with this hash.
+    pub fn lookup(&self, hash: u64) -> Option<BlockId> {
+        self.cached.get(&hash).copied()
+    }
+
+    /// Whether nobody uses the block.
+    pub fn is_free(&self, id: BlockId) -> bool {
+        self.blocks[id as usize].refs == 0
+    }
+
+    /// One more user of a cached block.
+    pub fn share(&mut self, id: BlockId) {
+        if self.is_free(id) {
+            self.unlink(id);
+        }
+        self.blocks[id as usize].refs += 1;
+    }
+
+    /// A blank block for one user; the least recently used cached block is emptied when no blank one is left.
+    pub fn allocate(&mut self) -> Option<BlockId> {
+        let id = self.head;
+        if id == NONE {
+            return None;
+        }
+        self.unlink(id);
+        if let Some(hash) = self.blocks[id as usize].hash.take() {
+            self.cached.remove(&hash);
+        }
+        self.blocks[id as usize].refs = 1;
+        Some(id)
+    }
+
+    /// Makes a full block findable. A second block with the same contents stays unlisted.
+    pub fn seal(&mut self, id: BlockId, hash: u64) {
+        if let std::collections::hash_map::Entry::Vacant(slot) = self.cached.entry(hash) {
+            slot.insert(id);
+            self.blocks[id as usize].hash = Some(hash);
+        }
+    }
+
+    /// One user fewer. The last one sends the block to the end of the free list, contents kept.
+    pub fn release(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        debug_assert!(block.refs > 0, "block {id} released twice");
+        block.refs = block.refs.saturating_sub(1);
+        if block.refs == 0 {
+            self.push_free(id);
+        }
+    }
+
+    /// Forgets all contents that nobody uses; contents in use stay findable.
+    pub fn reset_cache(&mut self) {
+        let blocks = &mut self.blocks;
+        self.cached.retain(|_, id| {
+            let block = &mut blocks[*id as usize];
+            if block.refs == 0 {
+                block.hash = None;
+            }
+            block.refs > 0
+        });
+    }
+
+    fn push_free(&mut self, id: BlockId) {
+        self.blocks[id as usize].prev = self.tail;
+        self.blocks[id as usize].next = NONE;
+        match self.tail {
+            NONE => self.head = id,
+            tail => self.blocks[tail as usize].next = id,
+        }
+        self.tail = id;
+        self.free += 1;
+    }
+
+    fn unlink(&mut self, id: BlockId) {
+        let Block { prev, next, .. } = self.blocks[id as usize];
+        match prev {
+            NONE => self.head = next,
+            prev => self.blocks[prev as usize].next = next,
+        }
+        match next {
+            NONE => self.tail = prev,
+            next => self.blocks[next as usize].prev = prev,
+        }
+        self.free -= 1;
+    }
+
+    /// Panics unless the free list, the reference counts and the cache agree with each other and with `uses`, the
+    /// number of users of each block.
+    #[cfg(test)]
+    pub fn check(&self, uses: &HashMap<BlockId, u32>) {
+        let mut at = self.head;
+        let mut listed = 0;
+        let mut prev = NONE;
+        while at != NONE {
+            let block = &self.blocks[at as usize];
+            assert_eq!(block.refs, 0, "block {at} is free and in use");
+            assert_eq!(block.prev, prev);
+            prev = at;
+            at = block.next;
+            listed += 1;
+        }
+        assert_eq!(prev, self.tail);
+        assert_eq!(listed, self.free);
+        for (id, block) in self.blocks.iter().enumerate() {
+            let id = id as BlockId;
+            assert_eq!(
+                block.refs,
+                uses.get(&id).copied().unwrap_or(0),
+                "users of block {id}"
+            );
+            if let Some(hash) = block.hash {
+                assert_eq!(self.cached.get(&hash), Some(&id));
+            }
+        }
+        let in_use = self.blocks.iter().filter(|b| b.refs > 0).count();
+        assert_eq!(in_use + self.free, self.blocks.len());
+        for (hash, id) in &self.cached {
+            assert_eq!(self.blocks[*id as usize].hash, Some(*hash));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_recently_released_contents_go_first() {
+        let mut pool = BlockPool::new(2);
+        let a = pool.allocate().unwrap();
+        let b = pool.allocate().unwrap();
+        assert!(pool.allocate().is_none());
+        pool.seal(a, 11);
+        pool.seal(b, 22);
+        pool.release(b);
+        pool.release(a);
+        assert_eq!(pool.allocate(), Some(b));
+        assert_eq!(pool.lookup(22), None);
+        assert_eq!(pool.lookup(11), Some(a));
+    }
+
+    #[test]
+    fn shared_block_survives_one_release() {
+        let mut pool = BlockPool::new(1);
+        let a = pool.allocate().unwrap();
+        pool.seal(a, 5);
+        pool.share(a);
+        pool.release(a);
+        assert_eq!(pool.free(), 0);
+        pool.release(a);
+        assert_eq!(pool.free(), 1);
+        pool.share(a);
+        assert_eq!(pool.free(), 0);
+        pool.release(a);
+        pool.reset_cache();
+        assert_eq!(pool.lookup(5), None);
+        assert_eq!(pool.cached(), 0);
+    }
+}
