@@ -7,7 +7,8 @@
 //! * Streams: time to first token and between tokens, taken from the SSE events themselves.
 //! * Control: durable writes, linearizable reads, and the outage that a client sees when the leader dies.
 //!
-//! Both run on threads of their own, so [`run`] may be called from anywhere; it blocks until the run is over.
+//! Both run on threads of their own, so [`run_http`] and [`run_control`] may be called from anywhere; they block
+//! until the run is over.
 
 mod args;
 mod control;
@@ -22,20 +23,3 @@ pub use http_load::run_http;
 pub use process::ProcessReport;
 pub use quantiles::Quantiles;
 pub use report::{ControlReport, CpuReport, HttpReport, Report, UrlReport, Usage};
-
-/// What `quorate bench` can measure.
-#[derive(Debug, Clone, clap::Subcommand)]
-pub enum BenchCommand {
-    /// Load an OpenAI-compatible HTTP server and measure latency, tokens and errors.
-    Http(Box<HttpArgs>),
-    /// Measure durable writes, linearizable reads and failover of the control API.
-    Control(ControlArgs),
-}
-
-/// Runs one benchmark to its end. `say` gets lines for people and scripts while it runs ("ready", "outage_ms 312").
-pub fn run(command: BenchCommand, say: fn(&str)) -> anyhow::Result<Report> {
-    match command {
-        BenchCommand::Http(args) => run_http(*args),
-        BenchCommand::Control(args) => run_control(args, say),
-    }
-}

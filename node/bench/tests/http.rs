@@ -442,6 +442,7 @@ fn an_open_loop_keeps_its_rate_while_the_server_stalls() {
         r.service_us
     );
     assert_eq!(r.generator_lag_us.unwrap().count, 150);
+    assert_eq!(r.seconds, 1.5);
 }
 
 #[test]

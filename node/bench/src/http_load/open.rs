@@ -62,7 +62,14 @@ pub(crate) async fn run(thread: Rc<Thread>, mut starts: Starts) -> anyhow::Resul
         let Some(intended) = shared.window.start.checked_add(offset) else {
             break;
         };
-        if shared.window.is_over(intended) || shared.stopped() {
+        if shared.stopped() {
+            break;
+        }
+        if shared.window.is_over(intended) {
+            // The window is as long as it was asked to be, even if its last start comes early.
+            if let Some(until) = shared.window.until {
+                pacer.until(until).await?;
+            }
             break;
         }
         let measured = shared.window.contains(intended);
