@@ -1,1 +1,37 @@
-//! Placeholder.
+//! One actor for each endpoint, on its owner node: health, load, models, stalls, and the exchange of all that between nodes.
+//!
+//! * reads: the declared pools and endpoints (a watch), the known peers (a watch), the engines' pages, the peers' reports,
+//!   discovery files and DNS, and what the gateway observes on [`quorate_routing::Endpoint`]s
+//! * writes: the [`quorate_routing::RoutingView`], the atomics of its endpoints, reports to peers, proposals of discovery
+//! * messages: each actor's `Msg` type; nobody outside sends any
+//!
+//! [`EndpointPlane::start`] starts a supervisor tree: directory (who owns what, the view), exchange (streams to and from
+//! peers), one supervisor for each pool with an actor for each endpoint that this node owns, and discovery. Rules are pure and in
+//! files of their own ([`ownership`], [`catalog`], `endpoint::health`, `endpoint::stall`, `engine::scrape`, `exchange::table`).
+pub mod catalog;
+mod describe;
+mod directory;
+pub mod discovery;
+mod endpoint;
+mod engine;
+mod events;
+mod exchange;
+mod gauges;
+mod http;
+mod mailbox;
+pub mod ownership;
+mod plane;
+mod policy;
+mod shared;
+mod signals;
+mod supervise;
+mod task;
+
+pub use catalog::Declared;
+pub use discovery::{Declare, DeclareError, DiscoveryOp};
+pub use events::PlaneEvent;
+pub use exchange::server::LoadService;
+pub use exchange::{Pace, Peer, Timing};
+pub use gauges::{BUCKETS, describe as describe_metrics};
+pub use ownership::LiveNodes;
+pub use plane::{EndpointPlane, PlaneHandle, PlaneOptions, StartError};

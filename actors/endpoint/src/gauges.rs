@@ -1,0 +1,248 @@
+//! Prometheus figures of pools and endpoints. Set by sampling, so that the hot path pays nothing for them.
+
+use crate::shared::Shared;
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use quorate_routing::{Endpoint, Health, now_ms};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time between two samples.
+const EVERY: Duration = Duration::from_secs(1);
+/// Engine figures older than this (ms) are left out of averages.
+const FRESH_MS: u64 = 10_000;
+
+/// Bucket bounds of this crate's histograms, for the exporter.
+pub const BUCKETS: &[(&str, &[f64])] = &[(
+    "quorate_endpoint_probe_seconds",
+    &[
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    ],
+)];
+
+const POOL_GAUGES: [(&str, &str); 8] = [
+    (
+        "llm_d_epp_ready_endpoints",
+        "Endpoints of the pool that are ready.",
+    ),
+    (
+        "llm_d_epp_average_queue_size",
+        "Average number of requests waiting in the engines of the pool.",
+    ),
+    (
+        "llm_d_epp_std_dev_queue_size",
+        "Standard deviation of the requests waiting.",
+    ),
+    (
+        "llm_d_epp_average_running_requests",
+        "Average number of requests running in the engines of the pool.",
+    ),
+    (
+        "llm_d_epp_std_dev_running_requests",
+        "Standard deviation of the requests running.",
+    ),
+    (
+        "llm_d_epp_average_kv_cache_utilization",
+        "Average share of KV-cache blocks in use.",
+    ),
+    (
+        "llm_d_epp_std_dev_kv_cache_utilization",
+        "Standard deviation of the share of KV-cache blocks in use.",
+    ),
+    (
+        "quorate_pool_in_flight",
+        "Requests of all nodes of the region in flight on the pool.",
+    ),
+];
+
+/// Describes all figures of this crate.
+pub fn describe() {
+    for (name, help) in POOL_GAUGES {
+        describe_gauge!(name, help);
+    }
+    describe_gauge!(
+        "llm_d_epp_per_endpoint_queue_size",
+        "Requests waiting in one engine."
+    );
+    describe_gauge!(
+        "quorate_endpoint_state",
+        "1 ready, 2 unknown, 3 unhealthy, 4 draining; 0 gone."
+    );
+    describe_gauge!("quorate_endpoint_owned", "Endpoints that this node probes.");
+    describe_gauge!(
+        "quorate_nodes_live",
+        "Nodes that this node believes alive, itself included."
+    );
+    describe_gauge!(
+        "quorate_actor_mailbox_depth",
+        "Messages that wait in mailboxes, by kind of actor."
+    );
+    describe_counter!(
+        "quorate_actor_restarts_total",
+        "Actors that ended unasked, by kind."
+    );
+    describe_counter!(
+        "quorate_endpoint_owner_moves_total",
+        "Endpoints that moved from one node to another."
+    );
+    describe_counter!(
+        "quorate_endpoint_scrape_errors_total",
+        "Reads of metrics pages that failed."
+    );
+    describe_counter!(
+        "quorate_endpoint_breaker_opened_total",
+        "Circuit breakers that opened on this node."
+    );
+    describe_counter!(
+        "quorate_endpoint_signals_dropped_total",
+        "Signals of the request path that found the list full."
+    );
+    describe_counter!(
+        "quorate_discovery_errors_total",
+        "Looks at a discovery source that failed."
+    );
+    describe_histogram!(
+        "quorate_endpoint_probe_seconds",
+        Unit::Seconds,
+        "Time of a health probe."
+    );
+}
+
+/// Samples for ever.
+pub async fn run(shared: Arc<Shared>) {
+    let mut shown = Shown::default();
+    loop {
+        sample(&shared, &mut shown);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Series that have a value other than 0: when their subject goes, they are set to 0 once.
+#[derive(Default)]
+struct Shown {
+    pools: BTreeSet<Arc<str>>,
+    endpoints: BTreeSet<(Arc<str>, Arc<str>)>,
+}
+
+fn sample(shared: &Shared, shown: &mut Shown) {
+    let now = now_ms();
+    let mut next = Shown::default();
+    for pool in shared.view.load().pools() {
+        let name = &pool.spec.name;
+        let values = pool_values(&pool.endpoints, now);
+        set_pool(name, &values);
+        next.pools.insert(Arc::clone(name));
+        for endpoint in &pool.endpoints {
+            let waiting = fresh(endpoint, now).and_then(|l| l.waiting);
+            set_endpoint(
+                name,
+                &endpoint.spec().name,
+                f64::from(waiting.unwrap_or(0)),
+                state(endpoint),
+            );
+            next.endpoints
+                .insert((Arc::clone(name), Arc::clone(&endpoint.spec().name)));
+        }
+    }
+    for pool in shown.pools.difference(&next.pools) {
+        set_pool(pool, &[0.0; POOL_GAUGES.len()]);
+    }
+    for (pool, endpoint) in shown.endpoints.difference(&next.endpoints) {
+        set_endpoint(pool, endpoint, 0.0, 0);
+    }
+    *shown = next;
+    let owned = shared
+        .catalog
+        .load()
+        .entries
+        .values()
+        .filter(|e| e.owner() == shared.node_id())
+        .count();
+    gauge!("quorate_endpoint_owned").set(owned as f64);
+    gauge!("quorate_nodes_live").set(shared.live.borrow().len() as f64);
+}
+
+fn set_pool(pool: &Arc<str>, values: &[f64; POOL_GAUGES.len()]) {
+    for ((name, _), value) in POOL_GAUGES.into_iter().zip(values) {
+        gauge!(name, "name" => Arc::clone(pool)).set(*value);
+    }
+}
+
+fn set_endpoint(pool: &Arc<str>, endpoint: &Arc<str>, waiting: f64, state: u8) {
+    let labels = || {
+        [
+            ("name", Arc::clone(pool)),
+            ("model_server_endpoint", Arc::clone(endpoint)),
+        ]
+    };
+    gauge!("llm_d_epp_per_endpoint_queue_size", &labels()).set(waiting);
+    gauge!("quorate_endpoint_state", &labels()).set(f64::from(state));
+}
+
+fn state(endpoint: &Endpoint) -> u8 {
+    match (endpoint.is_draining(), endpoint.health()) {
+        (true, _) => 4,
+        (_, Health::Ready) => 1,
+        (_, Health::Unknown) => 2,
+        (_, Health::Unhealthy) => 3,
+    }
+}
+
+fn fresh(endpoint: &Endpoint, now: u64) -> Option<quorate_routing::LoadFigures> {
+    endpoint
+        .load(now)
+        .filter(|(_, age)| *age <= FRESH_MS)
+        .map(|(load, _)| load)
+}
+
+/// In the order of [`POOL_GAUGES`].
+fn pool_values(endpoints: &[Arc<Endpoint>], now: u64) -> [f64; POOL_GAUGES.len()] {
+    let loads: Vec<_> = endpoints.iter().filter_map(|e| fresh(e, now)).collect();
+    let ready = endpoints.iter().filter(|e| state(e) == 1).count() as f64;
+    let in_flight: f64 = endpoints
+        .iter()
+        .map(|e| f64::from(e.total_in_flight()))
+        .sum();
+    let (queue, queue_dev) = spread(loads.iter().filter_map(|l| l.waiting).map(f64::from));
+    let (running, running_dev) = spread(loads.iter().filter_map(|l| l.running).map(f64::from));
+    let (kv, kv_dev) = spread(loads.iter().filter_map(|l| l.kv_cache_usage).map(f64::from));
+    [
+        ready,
+        queue,
+        queue_dev,
+        running,
+        running_dev,
+        kv,
+        kv_dev,
+        in_flight,
+    ]
+}
+
+/// Mean and (population) standard deviation; zeros if there are no values.
+fn spread(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (mut n, mut mean, mut squares) = (0.0, 0.0, 0.0);
+    for value in values {
+        n += 1.0;
+        let delta = value - mean;
+        mean += delta / n;
+        squares += delta * (value - mean);
+    }
+    if n == 0.0 {
+        (0.0, 0.0)
+    } else {
+        (mean, f64::sqrt(squares / n))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mean_and_deviation() {
+        assert_eq!(spread([].into_iter()), (0.0, 0.0));
+        assert_eq!(spread([4.0].into_iter()), (4.0, 0.0));
+        let (mean, dev) = spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0].into_iter());
+        assert!((mean - 5.0).abs() < 1e-12 && (dev - 2.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,189 @@
+//! The whole plane: started once for each node, stopped with it.
+
+use crate::catalog::Declared;
+use crate::directory::{self, Steering};
+use crate::discovery::Declare;
+use crate::events::PlaneEvent;
+use crate::exchange::outbox::Outbox;
+use crate::exchange::server::LoadService;
+use crate::exchange::table::{Origin, Table};
+use crate::exchange::{Peer, Timing, actor as exchange};
+use crate::ownership::LiveNodes;
+use crate::shared::{Catalog, Shared};
+use crate::signals::Signals;
+use crate::supervise::{Children, Supervisor, Wanted};
+use crate::task::Task;
+use crate::{describe, gauges};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use quorate_proto::peer::v1::load_exchange_server::LoadExchangeServer;
+use quorate_proto::v1::EndpointStatus;
+use quorate_routing::SharedView;
+use ractor::{Actor, ActorCell};
+use std::sync::Arc;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Events kept for a slow listener.
+const EVENTS: usize = 256;
+/// Largest message that a peer may send, in bytes.
+const MESSAGE_LIMIT: usize = 16 << 20;
+
+/// What a plane needs to know.
+pub struct PlaneOptions {
+    /// This node.
+    pub node_id: u64,
+    /// Identity of its data directory.
+    pub instance: String,
+    /// Its cluster; peers of another one are refused.
+    pub cluster_id: String,
+    /// Its region.
+    pub region: Arc<str>,
+    /// The declared pools and endpoints, from the replicated state.
+    pub declared: watch::Receiver<Declared>,
+    /// All other known nodes, alive or not, of all regions.
+    pub peers: watch::Receiver<Vec<Peer>>,
+    /// Where the routing view is published.
+    pub view: SharedView,
+    /// Takes what discovery proposes.
+    pub declare: Arc<dyn Declare>,
+    /// TLS towards https engines; without it they cannot be probed.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Paces of the load exchange.
+    pub timing: Timing,
+}
+
+/// The plane could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("the endpoint plane does not start: {0}")]
+pub struct StartError(String);
+
+/// Starts planes.
+pub struct EndpointPlane;
+
+impl EndpointPlane {
+    /// Starts the actors of a node. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The root supervisor does not start.
+    pub async fn start(options: PlaneOptions) -> Result<PlaneHandle, StartError> {
+        let origin = Origin {
+            node_id: options.node_id,
+            start_id: fastrand::u64(1..),
+            instance: options.instance,
+            region: options.region,
+        };
+        let live: LiveNodes = [(origin.node_id, Arc::clone(&origin.region))]
+            .into_iter()
+            .collect();
+        let shared = Arc::new(Shared {
+            origin,
+            cluster_id: options.cluster_id,
+            timing: options.timing,
+            tls: options.tls,
+            view: options.view,
+            catalog: ArcSwap::from_pointee(Catalog::default()),
+            table: Mutex::new(Table::default()),
+            outbox: Mutex::new(Outbox::default()),
+            outbox_version: watch::channel(0).0,
+            signals: Arc::new(Signals::default()),
+            live: watch::channel(Arc::new(live)).0,
+            rebuild: Notify::new(),
+            events: broadcast::channel(EVENTS).0,
+            stop: CancellationToken::new(),
+        });
+        let steering = Arc::new(Steering::default());
+        let children: Children = [
+            ("pools", steering.pools.supervisor("pool")),
+            ("discovery", steering.discovery.supervisor("discovery")),
+            (
+                "exchange",
+                exchange::spec(Arc::clone(&shared), options.peers),
+            ),
+            (
+                "directory",
+                directory::spec(
+                    Arc::clone(&shared),
+                    steering,
+                    options.declared,
+                    options.declare,
+                ),
+            ),
+        ]
+        .into_iter()
+        .map(|(name, spec)| (Arc::from(name), spec))
+        .collect();
+        let wanted = Arc::new(Wanted::default());
+        wanted.set(children);
+        let (root, ended) = Supervisor::spawn(None, Supervisor::new("plane", wanted), ())
+            .await
+            .map_err(|e| StartError(e.to_string()))?;
+        let watched = Arc::clone(&shared);
+        let failure = Task::spawn(async move {
+            let stopped = watched.stop.clone();
+            wait(ended).await;
+            if !stopped.is_cancelled() {
+                tracing::error!("the endpoint actors gave up");
+                watched.tell(PlaneEvent::Failed);
+            }
+        });
+        Ok(PlaneHandle {
+            root: root.get_cell(),
+            _gauges: Task::spawn(gauges::run(Arc::clone(&shared))),
+            _failure: failure,
+            shared,
+        })
+    }
+}
+
+async fn wait(ended: JoinHandle<()>) {
+    // An aborted or panicked supervisor has ended as well.
+    let _ = ended.await;
+}
+
+/// A running plane. Dropping it stops everything, as a crash would.
+pub struct PlaneHandle {
+    shared: Arc<Shared>,
+    root: ActorCell,
+    _gauges: Task,
+    _failure: Task,
+}
+
+impl PlaneHandle {
+    /// What this node knows of an endpoint; `None`: it is not declared.
+    pub fn describe(&self, name: &str) -> Option<EndpointStatus> {
+        describe::describe(&self.shared, name)
+    }
+
+    /// The service that peers report to, for the node-to-node server.
+    pub fn load_service(&self) -> LoadExchangeServer<LoadService> {
+        LoadExchangeServer::new(LoadService::new(Arc::clone(&self.shared)))
+            .max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// The nodes that this node believes alive, itself included.
+    pub fn live_nodes(&self) -> watch::Receiver<Arc<LiveNodes>> {
+        self.shared.live.subscribe()
+    }
+
+    /// Events from now on.
+    pub fn events(&self) -> broadcast::Receiver<PlaneEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Stops the actors and ends all streams, so that peers take the endpoints over at once.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        self.root.stop(None);
+        // An error means that it has ended before.
+        let _ = self.root.wait(None).await;
+    }
+}
+
+impl Drop for PlaneHandle {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+        self.root.kill();
+    }
+}

@@ -1,0 +1,68 @@
+//! What the hot path tells the actors: flags and a short bounded list, never a wait.
+
+use crate::exchange::Key;
+use metrics::counter;
+use parking_lot::Mutex;
+use quorate_routing::{Endpoint, EndpointObserver, Failure};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use tokio::sync::Notify;
+
+/// Suspicions that wait to be looked at; more are dropped and counted, as each of them is only a hint.
+const MOST_SUSPECTS: usize = 1_024;
+
+/// The observer of every endpoint.
+#[derive(Default)]
+pub struct Signals {
+    dirty: AtomicBool,
+    wake: Notify,
+    suspects: Mutex<HashSet<Key>>,
+}
+
+impl Signals {
+    /// Completes when something happened since the last [`Self::take`].
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Begins a look at the counts: clears the flag and returns the endpoints whose breaker opened.
+    pub fn take(&self) -> HashSet<Key> {
+        self.dirty.store(false, SeqCst);
+        std::mem::take(&mut *self.suspects.lock())
+    }
+
+    fn raise(&self) {
+        // The common case under load is a flag that is up already: one relaxed read.
+        if !self.dirty.load(Relaxed) && !self.dirty.swap(true, SeqCst) {
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl EndpointObserver for Signals {
+    fn breaker_opened(&self, endpoint: &Endpoint, why: Failure) {
+        let spec = endpoint.spec();
+        tracing::warn!(endpoint = %spec.name, ?why, "circuit breaker opened");
+        counter!("quorate_endpoint_breaker_opened_total").increment(1);
+        let key = Key {
+            name: spec.name.clone(),
+            incarnation: spec.incarnation,
+        };
+        let mut suspects = self.suspects.lock();
+        if suspects.len() < MOST_SUSPECTS {
+            suspects.insert(key);
+        } else {
+            counter!("quorate_endpoint_signals_dropped_total").increment(1);
+        }
+        drop(suspects);
+        self.raise();
+    }
+
+    fn breaker_closed(&self, endpoint: &Endpoint) {
+        tracing::info!(endpoint = endpoint.name(), "circuit breaker closed");
+    }
+
+    fn in_flight_changed(&self) {
+        self.raise();
+    }
+}
