@@ -23,10 +23,32 @@ pub struct SimBody(Kind);
 
 enum Kind {
     Full(Bytes),
-    /// The first half, then silence or the end of the connection.
-    Half(Bytes, Cutter, u64),
+    Half(Box<HalfBody>),
     Stream(Box<EventStream>),
     Slow(Box<SlowBody>),
+}
+
+/// The first half of a body, then silence or the end of the connection.
+struct HalfBody {
+    half: Bytes,
+    whole_len: u64,
+    flushed: bool,
+    cutter: Cutter,
+}
+
+impl HalfBody {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        if self.half.has_remaining() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.half)))));
+        }
+        if !self.flushed {
+            // Pending once, so that the half is on the wire before the cut.
+            self.flushed = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.cutter.cut()
+    }
 }
 
 /// Carries out a cut.
@@ -68,10 +90,15 @@ impl SimBody {
 
     /// A body that breaks off in its middle.
     pub fn half(body: Vec<u8>, cutter: Cutter) -> Self {
-        let whole = body.len() as u64;
-        let mut body = Bytes::from(body);
-        body.truncate(body.len() / 2);
-        SimBody(Kind::Half(body, cutter, whole))
+        let whole_len = body.len() as u64;
+        let mut half = Bytes::from(body);
+        half.truncate(half.len() / 2);
+        SimBody(Kind::Half(Box::new(HalfBody {
+            half,
+            whole_len,
+            flushed: false,
+            cutter,
+        })))
     }
 
     /// A stream of events.
@@ -99,11 +126,11 @@ impl Body for SimBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         match &mut self.0 {
-            Kind::Full(bytes) | Kind::Half(bytes, ..) if bytes.has_remaining() => {
+            Kind::Full(bytes) if bytes.has_remaining() => {
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
             Kind::Full(_) => Poll::Ready(None),
-            Kind::Half(_, cutter, _) => cutter.cut(),
+            Kind::Half(half) => half.poll(cx),
             Kind::Stream(stream) => stream.poll(cx),
             Kind::Slow(slow) => slow.poll(cx),
         }
@@ -116,7 +143,7 @@ impl Body for SimBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Half(_, _, whole) => SizeHint::with_exact(*whole),
+            Kind::Half(half) => SizeHint::with_exact(half.whole_len),
             Kind::Stream(_) => SizeHint::default(),
             Kind::Slow(slow) => slow.inner.size_hint(),
         }
