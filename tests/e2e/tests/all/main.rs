@@ -1,0 +1,16 @@
+//! Real processes on real sockets, one theme a file. Run with `--test-threads=1`: each test starts a whole cluster.
+
+mod clients;
+mod command_line;
+mod dev;
+mod endpoints;
+mod failover;
+mod malformed_control;
+mod malformed_http;
+mod membership;
+mod openai_client;
+mod restart;
+mod serve;
+mod storage;
+mod tls;
+mod writes;
