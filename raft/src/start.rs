@@ -155,10 +155,7 @@ async fn launch(
         None => (Snapshots::in_memory(CONTROL), None),
     };
     let snapshots = Arc::new(snapshots);
-    let mut members: BTreeMap<u64, Member> = restored
-        .iter()
-        .flat_map(|(meta, _)| meta.last_membership.nodes().map(|(id, member)| (*id, member.clone())))
-        .collect();
+    let in_snapshot = restored.as_ref().map(|(meta, _)| meta.last_membership.membership().clone());
     let room = {
         let data = data.clone();
         Arc::new(move || data.as_ref().and_then(|data| data.free_bytes()).is_none_or(|free| free >= SNAPSHOT_ROOM))
@@ -167,11 +164,9 @@ async fn launch(
     let published = machine.published();
     let (writer, logs) = storage.start(&[CONTROL], data.clone())?;
     let log = logs.into_iter().next().ok_or_else(|| Error::Raft("no log".to_owned()))?;
-    if let Some(membership) = log.last_membership() {
-        members.extend(membership.nodes().map(|(id, member)| (*id, member.clone())));
-    }
+    let membership = log.last_membership().or(in_snapshot).unwrap_or_default();
     let peers = Arc::new(Peers::new(Arc::clone(&local), tls.clone()));
-    for (id, member) in members.iter().filter(|(id, _)| **id != local.node_id) {
+    for (id, member) in membership.nodes().filter(|(id, _)| **id != local.node_id) {
         peers.learn(*id, member);
     }
 
@@ -196,7 +191,7 @@ async fn launch(
     tasks.spawn(network::serve(listener, tls, options.timing, routes, stop.clone()));
 
     if origin == Origin::Resumed {
-        check_alone(&peers, members.get(&local.node_id), &options.start).await?;
+        check_alone(&peers, membership.get_node(&local.node_id), &options.start).await?;
     }
     let config = raft_config(&options)?;
     let network = Network { peers: Arc::clone(&peers), group: CONTROL };
@@ -237,31 +232,35 @@ async fn launch(
             settled: settled_rx,
         }),
     };
-    first_election(&group, &identity, &spec, origin).await?;
+    let sole_voter = membership.voter_ids().eq([local.node_id]);
+    first_election(&group, &identity, &spec, sole_voter).await?;
     let enrolment = Enrolment { group, data, identity, spec, settled, stopped };
     tasks.spawn(enrolment.run(stop));
     guard.disarm();
     Ok(cluster)
 }
 
-/// Forms the group if this node founds it, and lets a node that is its own majority lead at once.
-async fn first_election(group: &Arc<Group>, identity: &Identity, spec: &NodeSpec, origin: Origin) -> Result<(), Error> {
+/// Forms the group if this node founds it (or was interrupted while it did), and lets a node that is its own majority lead
+/// at once.
+async fn first_election(
+    group: &Arc<Group>,
+    identity: &Identity,
+    spec: &NodeSpec,
+    sole_voter: bool,
+) -> Result<(), Error> {
     let me = group.local.node_id;
-    // A founder that was interrupted before the group was formed forms it now.
-    let unformed = identity.member.as_ref().is_some_and(|member| !member.settled)
-        && me == FOUNDER_ID
-        && group.log.is_pristine();
-    if origin == Origin::Founded || unformed {
+    let founding = me == FOUNDER_ID && identity.member.as_ref().is_some_and(|member| !member.settled);
+    if founding && group.log.is_pristine() {
         let member = Member {
             name: identity.name.clone(),
             instance: identity.instance.clone(),
             peer_address: group.local.peer_address.clone(),
         };
         group.raft.initialize(BTreeMap::from([(me, member)])).await.map_err(|error| Error::Raft(error.to_string()))?;
-    } else if group.voters().into_iter().eq([me]) {
+    } else if sole_voter {
         group.raft.trigger().elect(false).await.map_err(|error| Error::Raft(error.to_string()))?;
     }
-    if me != FOUNDER_ID || !group.voters().into_iter().eq([me]) {
+    if !founding {
         return Ok(());
     }
     let found = async {
