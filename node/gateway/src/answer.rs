@@ -9,7 +9,7 @@ use crate::error::Refusal;
 use crate::worker::Worker;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use quorate_routing::{Api, ServedModel};
+use quorate_routing::{Api, RoutingView, ServedModel, now_ms};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -129,12 +129,20 @@ fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayB
         ),
         ("/ready", _) => {
             let waiting = if core.draining.is_cancelled() {
-                "draining"
+                Some("draining")
+            } else if !core.shared.is_ready() {
+                Some("starting")
+            } else if !has_ready_endpoint(&core.shared.view().load()) {
+                Some("no ready endpoint")
             } else {
-                "starting"
+                None
             };
-            let not_ready = core.draining.is_cancelled() || !core.shared.is_ready();
-            state(not_ready, waiting, "ready", &core.shared.node())
+            state(
+                waiting.is_some(),
+                waiting.unwrap_or_default(),
+                "ready",
+                &core.shared.node(),
+            )
         }
         (_, Some(id)) => {
             let id = percent_decoded(id);
@@ -154,6 +162,13 @@ fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayB
             json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
         }
     })
+}
+
+/// Whether any request could be served. An endpoint that was not probed yet would be tried, but is no reason to send traffic here.
+fn has_ready_endpoint(view: &RoutingView) -> bool {
+    let now = now_ms();
+    let mut endpoints = view.pools().iter().flat_map(|pool| pool.endpoints.iter());
+    endpoints.any(|endpoint| endpoint.tier(now) == Some(0))
 }
 
 fn state(not: bool, bad: &str, good: &str, node: &str) -> Response<GatewayBody> {

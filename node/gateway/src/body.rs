@@ -116,8 +116,10 @@ enum JsonUsage {
 pub(crate) struct UpstreamBody {
     source: Source,
     first: Option<Frame<Bytes>>,
-    /// An event to send instead of what the engine did not send, then the end.
+    /// Nothing more comes from the engine.
     over: bool,
+    /// The answer must be broken off, once what came of it has been written.
+    break_off: bool,
     reservation: Option<Reservation>,
     observation: Option<Observation>,
     inspect: Inspect,
@@ -155,6 +157,7 @@ impl UpstreamBody {
             source,
             first,
             over: false,
+            break_off: false,
             reservation: Some(reservation),
             observation: Some(observation),
             inspect,
@@ -169,8 +172,15 @@ impl UpstreamBody {
         }
     }
 
+    /// To be called once before the body is handed on: an answer without a body is over already, and nobody will poll it.
+    pub fn begin(&mut self, cx: &mut Context<'_>) {
+        if self.first.is_none() && self.source.body().is_end_stream() {
+            self.complete(cx);
+        }
+    }
+
     fn is_over(&self) -> bool {
-        self.over || (self.first.is_none() && self.source.body().is_end_stream())
+        self.over && !self.break_off
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -189,6 +199,9 @@ impl UpstreamBody {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        if self.break_off {
+            return Poll::Ready(Some(Err(BrokenOff)));
+        }
         if self.over {
             return Poll::Ready(None);
         }
@@ -213,10 +226,11 @@ impl UpstreamBody {
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "answer broke off");
-                Poll::Ready(self.broken(
+                self.broken(
+                    cx,
                     Some(Failure::Reset),
                     "the model server broke off the answer",
-                ))
+                )
             }
             Poll::Pending => self.check_time(cx),
         }
@@ -231,14 +245,12 @@ impl UpstreamBody {
         if !self.deadline.has_passed(cx, at) {
             return Poll::Pending;
         }
-        Poll::Ready(if at == idle_at {
-            self.broken(
-                Some(Failure::IdleTimeout),
-                "the model server stopped in the middle of the answer",
-            )
+        if at == idle_at {
+            let message = "the model server stopped in the middle of the answer";
+            self.broken(cx, Some(Failure::IdleTimeout), message)
         } else {
-            self.broken(None, "the request took longer than the time limit")
-        })
+            self.broken(cx, None, "the request took longer than the time limit")
+        }
     }
 
     /// Body bytes have come.
@@ -293,9 +305,10 @@ impl UpstreamBody {
     /// The answer will never be whole.
     fn broken(
         &mut self,
+        cx: &mut Context<'_>,
         failure: Option<Failure>,
         message: &str,
-    ) -> Option<Result<Frame<Bytes>, BrokenOff>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         self.over = true;
         let scanner = match &self.inspect {
             Inspect::Events(scanner) if !self.known_length => Some(scanner),
@@ -319,11 +332,16 @@ impl UpstreamBody {
             });
         }
         match scanner {
-            Some(_) if had_ended => None,
+            Some(_) if had_ended => Poll::Ready(None),
             Some(scanner) if scanner.between_events() => {
-                Some(Ok(Frame::data(error_event(self.api, message))))
+                Poll::Ready(Some(Ok(Frame::data(error_event(self.api, message)))))
             }
-            _ => Some(Err(BrokenOff)),
+            _ => {
+                // An error now would throw away what is in hyper's buffer: let that be written first.
+                self.break_off = true;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::upstream::{self, Answer, Failed};
 use crate::worker::Worker;
 use http::Response;
 use quorate_routing::{BreakerState, Failure, Reservation, Tried, now_ms};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -64,11 +65,11 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                 if last.is_some() {
                     core.budget.refund();
                 }
-                return conclude(worker, call, last, refusal);
+                return conclude(worker, call, last, refusal).await;
             }
         };
         if let Some(Last::Answer(mut answer, _)) = last.take() {
-            std::future::poll_fn(|cx| {
+            poll_fn(|cx| {
                 if answer.source.read_out(cx) {
                     answer.source.release(cx);
                 }
@@ -98,7 +99,7 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                 last = Some(Last::Answer(Box::new(answer), picked.reservation));
                 (false, "status")
             }
-            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
+            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation).await),
             Err(failed) => {
                 if let Some(failure) = failed.failure() {
                     fail(&picked.reservation, failure);
@@ -118,17 +119,17 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                         )
                     }
                     Failed::FirstByte | Failed::Total => {
-                        return conclude(worker, call, last, Refusal::TotalTimeout);
+                        return conclude(worker, call, last, Refusal::TotalTimeout).await;
                     }
                 }
             }
         };
         if attempts >= core.config.retry.max_attempts {
-            return conclude(worker, call, last, Refusal::Connect);
+            return conclude(worker, call, last, Refusal::Connect).await;
         }
         if !core.budget.withdraw(now_ms()) {
             core.metrics.retries_denied.increment(1);
-            return conclude(worker, call, last, Refusal::Connect);
+            return conclude(worker, call, last, Refusal::Connect).await;
         }
         if retry_same {
             tokio::time::sleep(SAME_ENDPOINT_WAIT * (1 << (attempts - 1).min(5))).await;
@@ -174,7 +175,7 @@ fn pick(worker: &Worker, call: &Call, tried: &Tried) -> Result<Picked, Refusal> 
 }
 
 /// Nothing more is tried: the client gets the last thing that happened, or `refusal` if nothing did.
-fn conclude(
+async fn conclude(
     worker: &Worker,
     call: Call,
     last: Option<Last>,
@@ -182,7 +183,7 @@ fn conclude(
 ) -> Result<Response<GatewayBody>, Refusal> {
     let refusal = match last {
         Some(Last::Answer(answer, reservation)) => {
-            return Ok(respond(worker, call, *answer, reservation));
+            return Ok(respond(worker, call, *answer, reservation).await);
         }
         Some(Last::Failed(Failed::Connect)) => Refusal::Connect,
         Some(Last::Failed(Failed::Reset)) => Refusal::Reset,
@@ -202,7 +203,7 @@ fn conclude(
 }
 
 /// Passes an answer on.
-fn respond(
+async fn respond(
     worker: &Worker,
     call: Call,
     answer: Answer,
@@ -225,7 +226,7 @@ fn respond(
     if let Some(access) = &mut observation.access {
         access.status = head.status.as_u16();
     }
-    let body = UpstreamBody::new(
+    let mut body = UpstreamBody::new(
         &worker.core,
         call.info.api,
         head.status,
@@ -237,6 +238,11 @@ fn respond(
         reservation,
         observation,
     );
+    poll_fn(|cx| {
+        body.begin(cx);
+        Poll::Ready(())
+    })
+    .await;
     let mut response = Response::new(GatewayBody::upstream(body));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

@@ -39,5 +39,5 @@ pub use config::{ConfigError, GatewayConfig, RetryConfig, TlsConfig, UpstreamCon
 pub use duration::{DurationError, HumanDuration};
 pub use gateway::{Gateway, GatewayHandle, StartError};
 pub use metrics::{BUCKETS, describe};
-pub use tls::TlsError;
+pub use tls::{TlsError, upstream_client_config};
 pub use worker::GatewayShared;

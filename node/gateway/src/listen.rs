@@ -16,9 +16,9 @@ const BACKLOG: i32 = 4096;
 /// How often certificate files are looked at.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(1);
 /// Sent in place of service when there are too many connections.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-    connection: close\r\ncontent-length: 117\r\n\r\n\
-    {\"error\":{\"message\":\"too many open connections\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}   \n";
+const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 114\r\n\r\n\
+    {\"error\":{\"message\":\"too many open connections\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
 
 /// A bound address.
 pub(crate) struct Listener {
@@ -103,7 +103,7 @@ fn hand_over(core: &Core, workers: &[WorkerDoor], mut accepted: Accepted) {
     if open >= core.config.max_connections {
         core.metrics.rejected.increment(1);
         if accepted.tls.is_none() {
-            let _ = accepted.stream.write(FULL);
+            let _ = accepted.stream.write(FULL.as_bytes());
         }
         return;
     }
@@ -135,5 +135,17 @@ pub(crate) async fn watch_certificate(core: Arc<Core>, certificate: Arc<Certific
                 tracing::warn!(%error, "certificate not reloaded; the old one stays in use")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FULL;
+
+    #[test]
+    fn the_answer_to_one_too_many_is_whole() {
+        let (head, body) = FULL.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("content-length: {}", body.len())));
+        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
     }
 }

@@ -117,6 +117,14 @@ pub(crate) struct UpstreamTls {
     loaded: OnceLock<Option<Protocols>>,
 }
 
+/// The TLS that `https` endpoints are reached with, for others who talk to them (health probes).
+///
+/// # Errors
+/// [`TlsError`] if there is no usable authority.
+pub fn upstream_client_config(config: &UpstreamConfig) -> Result<Arc<ClientConfig>, TlsError> {
+    Ok(Protocols::load(config)?.http1)
+}
+
 /// One configuration for each protocol to ask for.
 struct Protocols {
     http1: Arc<ClientConfig>,
