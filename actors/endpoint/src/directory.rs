@@ -133,7 +133,7 @@ impl Actor for Directory {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         state.pending.store(false, SeqCst);
-        if state.declared.has_changed().unwrap_or(false) {
+        if state.declared.has_changed().unwrap_or(true) {
             state.placement = place(&state.declared.borrow_and_update());
         }
         self.rebuild(state);
@@ -176,14 +176,18 @@ impl Directory {
     fn catalog(&self, before: &Catalog, placement: &Placement) -> Catalog {
         let mut catalog = Catalog {
             unplaced: placement.unplaced.clone(),
-            retired: before
-                .retired
-                .iter()
-                .filter(|(_, e)| e.local_in_flight() > 0)
-                .cloned()
-                .collect(),
             ..Catalog::default()
         };
+        for (key, former) in &before.retired {
+            let busy: Vec<_> = former
+                .iter()
+                .filter(|e| e.local_in_flight() > 0)
+                .cloned()
+                .collect();
+            if !busy.is_empty() {
+                catalog.retired.insert(key.clone(), busy);
+            }
+        }
         for (name, placed) in &placement.endpoints {
             let old = before.entries.get(name);
             let entry = match old {
@@ -202,7 +206,9 @@ impl Directory {
             {
                 catalog
                     .retired
-                    .push((old.key.clone(), Arc::clone(&old.endpoint)));
+                    .entry(old.key.clone())
+                    .or_default()
+                    .push(Arc::clone(&old.endpoint));
             }
             catalog.entries.insert(Arc::clone(name), entry);
         }
@@ -276,7 +282,7 @@ impl Directory {
     /// What is no longer owned or declared is withdrawn.
     fn tell_peers(&self, catalog: &Catalog) {
         let owned = |e: &&Arc<Entry>| e.owner() == self.shared.node_id();
-        let retired = catalog.retired.iter().map(|(key, _)| key.clone());
+        let retired = catalog.retired.keys().cloned();
         let declared: HashSet<Key> = catalog
             .entries
             .values()

@@ -87,7 +87,7 @@ pub enum Source {
     /// A file.
     File(file::FileSource),
     /// DNS.
-    Dns(dns::DnsSource),
+    Dns(Box<dns::DnsSource>),
 }
 
 impl Source {
@@ -105,7 +105,7 @@ impl Source {
                     .unwrap_or(DNS_INTERVAL)
                     .max(DNS_SHORTEST);
                 let source = dns::DnsSource::new(name, d.clone(), pool.target_ports.clone());
-                Some((Self::Dns(source), interval))
+                Some((Self::Dns(Box::new(source)), interval))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::shared::Shared;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
-use quorate_routing::{Endpoint, Health, now_ms};
+use quorate_routing::{Endpoint, Health, RoutingView, now_ms};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,16 @@ pub fn describe() {
 pub async fn run(shared: Arc<Shared>) {
     let mut shown = Shown::default();
     loop {
-        sample(&shared, &mut shown);
+        sample(&shared.view.load(), &mut shown);
+        let node = shared.node_id();
+        let catalog = shared.catalog.load_full();
+        let owned = catalog
+            .entries
+            .values()
+            .filter(|e| e.owner() == node)
+            .count();
+        gauge!("quorate_endpoint_owned").set(owned as f64);
+        gauge!("quorate_nodes_live").set(shared.live.borrow().len() as f64);
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -124,10 +133,10 @@ struct Shown {
     endpoints: BTreeSet<(Arc<str>, Arc<str>)>,
 }
 
-fn sample(shared: &Shared, shown: &mut Shown) {
+fn sample(view: &RoutingView, shown: &mut Shown) {
     let now = now_ms();
     let mut next = Shown::default();
-    for pool in shared.view.load().pools() {
+    for pool in view.pools() {
         let name = &pool.spec.name;
         let values = pool_values(&pool.endpoints, now);
         set_pool(name, &values);
@@ -151,15 +160,6 @@ fn sample(shared: &Shared, shown: &mut Shown) {
         set_endpoint(pool, endpoint, 0.0, 0);
     }
     *shown = next;
-    let owned = shared
-        .catalog
-        .load()
-        .entries
-        .values()
-        .filter(|e| e.owner() == shared.node_id())
-        .count();
-    gauge!("quorate_endpoint_owned").set(owned as f64);
-    gauge!("quorate_nodes_live").set(shared.live.borrow().len() as f64);
 }
 
 fn set_pool(pool: &Arc<str>, values: &[f64; POOL_GAUGES.len()]) {
@@ -237,6 +237,73 @@ fn spread(values: impl Iterator<Item = f64>) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::tests::{endpoint as declared, pool};
+    use quorate_proto::v1;
+
+    fn endpoint(name: &str, waiting: u32) -> Arc<Endpoint> {
+        let placed = crate::catalog::place(&crate::Declared {
+            pools: vec![pool("p", v1::PoolSpec::default())],
+            endpoints: vec![declared(name, "p", "http://h:1")],
+        });
+        let endpoint = Endpoint::new(placed.endpoints[name].endpoint.clone(), None);
+        endpoint.set_health(Health::Ready, now_ms());
+        let load = quorate_routing::LoadFigures {
+            waiting: Some(waiting),
+            ..Default::default()
+        };
+        endpoint.set_load(load, now_ms());
+        Arc::new(endpoint)
+    }
+
+    fn view(endpoints: Vec<Arc<Endpoint>>) -> RoutingView {
+        let spec = quorate_routing::PoolSpec {
+            name: "p".into(),
+            ..Default::default()
+        };
+        RoutingView::build([(spec, endpoints)])
+    }
+
+    #[test]
+    fn figures_are_exported_and_those_of_what_is_gone_are_zeroed() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let page = recorder.handle();
+        let mut shown = Shown::default();
+        metrics::with_local_recorder(&recorder, || {
+            sample(&view(vec![endpoint("a", 2), endpoint("b", 6)]), &mut shown);
+        });
+        let text = page.render();
+        let has =
+            |text: &str, line: &str| assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        has(&text, "llm_d_epp_ready_endpoints{name=\"p\"} 2");
+        has(&text, "llm_d_epp_average_queue_size{name=\"p\"} 4");
+        has(&text, "llm_d_epp_std_dev_queue_size{name=\"p\"} 2");
+        has(
+            &text,
+            "llm_d_epp_per_endpoint_queue_size{name=\"p\",model_server_endpoint=\"b\"} 6",
+        );
+        has(
+            &text,
+            "quorate_endpoint_state{name=\"p\",model_server_endpoint=\"b\"} 1",
+        );
+        metrics::with_local_recorder(&recorder, || {
+            sample(&view(vec![endpoint("a", 2)]), &mut shown);
+        });
+        let text = page.render();
+        has(&text, "llm_d_epp_ready_endpoints{name=\"p\"} 1");
+        has(
+            &text,
+            "llm_d_epp_per_endpoint_queue_size{name=\"p\",model_server_endpoint=\"b\"} 0",
+        );
+        has(
+            &text,
+            "quorate_endpoint_state{name=\"p\",model_server_endpoint=\"b\"} 0",
+        );
+        metrics::with_local_recorder(&recorder, || sample(&RoutingView::default(), &mut shown));
+        let text = page.render();
+        has(&text, "llm_d_epp_ready_endpoints{name=\"p\"} 0");
+        has(&text, "llm_d_epp_average_queue_size{name=\"p\"} 0");
+        assert!(shown.pools.is_empty() && shown.endpoints.is_empty());
+    }
 
     #[test]
     fn mean_and_deviation() {

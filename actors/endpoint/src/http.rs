@@ -255,3 +255,6 @@ impl Sender {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

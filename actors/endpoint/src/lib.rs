@@ -34,4 +34,5 @@ pub use exchange::server::LoadService;
 pub use exchange::{Pace, Peer, Timing};
 pub use gauges::{BUCKETS, describe as describe_metrics};
 pub use ownership::LiveNodes;
+pub use plane::MESSAGE_LIMIT;
 pub use plane::{EndpointPlane, PlaneHandle, PlaneOptions, StartError};

@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 /// Events kept for a slow listener.
 const EVENTS: usize = 256;
 /// Largest message that a peer may send, in bytes.
-const MESSAGE_LIMIT: usize = 16 << 20;
+/// Longest message of the load exchange, in bytes.
+pub const MESSAGE_LIMIT: usize = 16 << 20;
 
 /// What a plane needs to know.
 pub struct PlaneOptions {
@@ -158,8 +159,13 @@ impl PlaneHandle {
 
     /// The service that peers report to, for the node-to-node server.
     pub fn load_service(&self) -> LoadExchangeServer<LoadService> {
-        LoadExchangeServer::new(LoadService::new(Arc::clone(&self.shared)))
-            .max_decoding_message_size(MESSAGE_LIMIT)
+        LoadExchangeServer::new(self.load_receiver()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// The same without its server, for a listener that opened before the plane was there. Let that take messages of up to
+    /// [`MESSAGE_LIMIT`] bytes.
+    pub fn load_receiver(&self) -> LoadService {
+        LoadService::new(Arc::clone(&self.shared))
     }
 
     /// The nodes that this node believes alive, itself included.

@@ -109,7 +109,7 @@ pub struct Catalog {
     /// Declared but not usable, with the reason.
     pub unplaced: BTreeMap<String, String>,
     /// Former versions of endpoints of the same incarnation on which requests of this node are still in flight.
-    pub retired: Vec<(Key, Arc<Endpoint>)>,
+    pub retired: HashMap<Key, Vec<Arc<Endpoint>>>,
 }
 
 impl Catalog {
@@ -121,9 +121,10 @@ impl Catalog {
     /// Requests of this node in flight on former versions of the endpoint.
     pub fn retired_in_flight(&self, key: &Key) -> u32 {
         self.retired
-            .iter()
-            .filter(|(of, _)| of == key)
-            .fold(0, |sum, (_, e)| sum.saturating_add(e.local_in_flight()))
+            .get(key)
+            .into_iter()
+            .flatten()
+            .fold(0, |sum, e| sum.saturating_add(e.local_in_flight()))
     }
 }
 
@@ -306,9 +307,9 @@ impl Shared {
         for entry in suspects.iter().filter_map(|key| catalog.entry(key)) {
             entry.suspect();
         }
-        for (key, endpoint) in &catalog.retired {
+        for key in catalog.retired.keys() {
             self.refresh_remote(&catalog, key);
-            if endpoint.local_in_flight() == 0 {
+            if catalog.retired_in_flight(key) == 0 {
                 self.rebuild.notify_one();
             }
         }

@@ -16,7 +16,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, 
 use restarts::{RestartPolicy, Restarts};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Starts a child linked to the given supervisor.
 pub type Factory =
@@ -35,11 +35,24 @@ pub struct ChildSpec {
 pub type Children = BTreeMap<Arc<str>, ChildSpec>;
 
 /// What a supervisor shall run; set by others.
-#[derive(Default)]
 pub struct Wanted {
+    /// Another one for every set, so that a supervisor of another set is another version.
+    id: u64,
     children: ArcSwap<Children>,
     door: ArcSwapOption<Mailbox<Msg>>,
     woken: AtomicBool,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: IDS.fetch_add(1, Relaxed),
+            children: ArcSwap::default(),
+            door: ArcSwapOption::empty(),
+            woken: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Wanted {
@@ -58,7 +71,7 @@ impl Wanted {
     pub fn supervisor(self: &Arc<Self>, kind: &'static str) -> ChildSpec {
         let wanted = Arc::clone(self);
         ChildSpec {
-            version: 0,
+            version: self.id,
             start: Arc::new(move |parent| {
                 let supervisor = Supervisor::new(kind, Arc::clone(&wanted));
                 Box::pin(async move {

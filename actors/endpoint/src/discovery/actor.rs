@@ -21,7 +21,7 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(15);
 /// What the actor is told.
 pub enum Msg {
     /// A look ended; the source comes back with it.
-    Looked(Box<Source>, Result<Answer, String>),
+    Looked(Source, Result<Answer, String>),
     /// The proposal was answered.
     Applied(Result<(), DeclareError>),
     /// A child task panicked.
@@ -94,7 +94,7 @@ impl Actor for Discovery {
             interval,
             missing: Missing::default(),
             trouble: Vec::new(),
-            _look: look(&door, Box::new(source), Duration::ZERO),
+            _look: look(&door, source, Duration::ZERO),
             apply: None,
             door,
         })
@@ -186,7 +186,7 @@ impl Discovery {
     }
 }
 
-fn look(door: &Mailbox<Msg>, mut source: Box<Source>, wait: Duration) -> Task {
+fn look(door: &Mailbox<Msg>, mut source: Source, wait: Duration) -> Task {
     let (door, panicked) = (door.clone(), door.clone());
     let work = async move {
         tokio::time::sleep(wait).await;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::time::SystemTime;
 use tokio::io::AsyncReadExt;
@@ -125,12 +126,16 @@ pub fn parse(text: &[u8], ports: &[u32]) -> Result<Answer, String> {
                         .push(format!("line {line}: unknown key {key:?} is ignored"));
                 }
                 for (name, found) in endpoints {
-                    if answer.found.contains_key(&name) {
-                        answer.problems.push(format!(
+                    match answer.found.entry(name) {
+                        Entry::Occupied(taken) => {
+                            let name = taken.key();
+                            answer.problems.push(format!(
                             "line {line}: endpoint {name:?} is listed twice; the first one counts"
                         ));
-                    } else {
-                        answer.found.insert(name, found);
+                        }
+                        Entry::Vacant(free) => {
+                            free.insert(found);
+                        }
                     }
                 }
             }

@@ -237,6 +237,9 @@ impl EndpointActor {
         }
         let health = state.vitals.health();
         let error = state.vitals.error();
+        // Published before it is told, so that whoever hears of it finds it so.
+        self.shared
+            .report(&self.entry, state.report(health, error.clone()));
         if health != before {
             let name = &self.entry.key.name;
             match health {
@@ -246,14 +249,13 @@ impl EndpointActor {
             self.shared.tell(PlaneEvent::Health {
                 endpoint: Arc::clone(name),
                 health,
-                why: error.clone(),
+                why: error,
             });
             if health == Health::Ready {
                 // It may have come back with other models.
                 state.list_now();
             }
         }
-        self.shared.report(&self.entry, state.report(health, error));
     }
 }
 
@@ -263,7 +265,10 @@ impl State {
         match result {
             Ok(models) => {
                 let known = !models.is_empty();
-                self.listed = models;
+                // Some engines stamp the list with the time of the call: that is no news.
+                if !models::same(&self.listed, &models) {
+                    self.listed = models;
+                }
                 self.models_error.clear();
                 if known { MODELS_EVERY } else { MODELS_RETRY }
             }

@@ -138,7 +138,8 @@ impl Io {
     async fn scrape_any(&self) -> Result<scrape::Scrape, String> {
         let first = self.metrics_at.load(Relaxed);
         let count = self.metrics_paths.len();
-        let mut trouble = String::from("no metrics path");
+        // The likeliest path's trouble is the one to show.
+        let mut trouble = None;
         for i in (first..count).chain(0..first.min(count)) {
             let Some(path) = self.metrics_paths.get(i) else {
                 continue;
@@ -150,14 +151,16 @@ impl Io {
                         self.metrics_at.store(i, Relaxed);
                         return Ok(scrape);
                     }
-                    trouble = format!("{path} has no figures of a known engine");
+                    trouble.get_or_insert(format!("{path} has no figures of a known engine"));
                 }
-                Ok(page) => trouble = format!("{path} answers {}", page.status),
+                Ok(page) => {
+                    trouble.get_or_insert(format!("{path} answers {}", page.status));
+                }
                 // No other path of the same server will do better.
                 Err(e) => return Err(format!("{path}: {e}")),
             }
         }
-        Err(trouble)
+        Err(trouble.unwrap_or_default())
     }
 
     /// Reads the list of models.
@@ -175,8 +178,8 @@ impl Io {
         }
     }
 
-    /// Makes the engine produce one token (or one embedding): shows that it works and not only answers. An engine that has
-    /// neither kind of request is believed.
+    /// Makes the engine produce one token (or one embedding): shows that it works and not only answers. An engine that takes
+    /// neither kind of request (or none without a key) is believed.
     pub async fn prove(&self, model: Option<String>) -> Result<(), String> {
         let mut unknown = 0;
         let requests = [
@@ -202,6 +205,8 @@ impl Io {
             match page.status {
                 s if s.is_success() => return Ok(()),
                 StatusCode::BAD_REQUEST
+                | StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
                 | StatusCode::NOT_FOUND
                 | StatusCode::METHOD_NOT_ALLOWED
                 | StatusCode::UNPROCESSABLE_ENTITY

@@ -54,7 +54,7 @@ impl Stall {
         match self {
             Self::Moving => {
                 let newest = flights.iter().map(|f| f.progress_at).max();
-                if !newest.is_some_and(|at| at.saturating_add(timeout_ms) <= now) {
+                if newest.is_none_or(|at| at.saturating_add(timeout_ms) > now) {
                     return false;
                 }
                 *self = Self::Stalled {

@@ -24,6 +24,8 @@ struct Slot {
     suspect_version: u64,
     report: Option<Report>,
     report_version: u64,
+    /// Of the report's models: lists are long and seldom change, so that they are not sent with every figure.
+    models_version: u64,
     /// Not declared any more, since then.
     gone_at: Option<u64>,
 }
@@ -79,6 +81,13 @@ impl Outbox {
         }
         self.version += 1;
         slot.report_version = self.version;
+        if slot
+            .report
+            .as_ref()
+            .is_none_or(|old| old.models != report.models)
+        {
+            slot.models_version = self.version;
+        }
         slot.report = Some(report);
         slot.gone_at = None;
         true
@@ -125,12 +134,17 @@ impl Outbox {
         })
         .into_iter()
         .map(|mut message| {
+            let newer = |name: &str, incarnation, of: fn(&Slot) -> u64| {
+                let slot = self.slots.get(&Key::new(name, incarnation));
+                slot.is_some_and(|s| of(s) > version)
+            };
             for count in &mut message.in_flight {
-                let key = Key::new(&count.endpoint, count.incarnation);
-                count.suspect = self
-                    .slots
-                    .get(&key)
-                    .is_some_and(|s| s.suspect_version > version);
+                count.suspect = newer(&count.endpoint, count.incarnation, |s| s.suspect_version);
+            }
+            for report in &mut message.reports {
+                if !newer(&report.endpoint, report.incarnation, |s| s.models_version) {
+                    report.models.clear();
+                }
             }
             message
         })

@@ -143,7 +143,13 @@ impl Table {
                 }
                 Some(_)
                     if stream.reports.len() >= MOST_KEYS && !stream.reports.contains_key(&key) => {}
-                Some(report) => {
+                Some(mut report) => {
+                    // Models are sent only when they changed.
+                    if let Some(old) = stream.reports.get(&key)
+                        && report.models.is_empty()
+                    {
+                        report.models = old.models.clone();
+                    }
                     stream.reports.insert(key.clone(), Arc::new(report));
                     changes.reports.push(key);
                 }

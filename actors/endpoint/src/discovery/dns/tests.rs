@@ -120,7 +120,7 @@ async fn addresses_services_ranks_and_failures() {
         urls(&look("_vllm._tcp.test.", 0, &[]).await.unwrap()),
         [
             ("p-a.test-8000", "http://a.test:8000", None),
-            ("p-b.test-8001", "http://B.test:8001", None),
+            ("p-b.test-8001", "http://b.test:8001", None),
         ]
     );
     let no_port = look("one.test.", 0, &[]).await.unwrap();

@@ -121,7 +121,7 @@ fn bad_files_are_errors_with_a_line() {
         ("endpoints:\n- name: [", "line"),
         ("endpoints: 5", "line 1"),
         ("hosts: []", "endpoints"),
-        ("", "endpoints"),
+        ("", "line 1"),
         ("endpoints:\n- {name: a\n- {name: b}", "line"),
     ] {
         let e = parse(text.as_bytes(), &[]).unwrap_err();

@@ -76,6 +76,41 @@ fn unchanged_figures_are_refreshed_slowly() {
 }
 
 #[test]
+fn models_are_sent_when_they_change_and_to_new_streams() {
+    let mut o = Outbox::default();
+    let mut t = Table::default();
+    let key = Key::new("e", 1);
+    let with_model = |running, id: &str| Report {
+        models: vec![quorate_routing::ServedModel {
+            id: id.into(),
+            ..Default::default()
+        }],
+        ..report(running, 10)
+    };
+    let origin = Origin {
+        node_id: 1,
+        start_id: 1,
+        instance: String::new(),
+        region: "r".into(),
+    };
+    let (stream, _) = t.open(origin, 0);
+    let mut sent = 0;
+    for (running, model, told) in [(1, "a", 1), (2, "a", 0), (3, "b", 1), (4, "b", 0)] {
+        o.report(&key, with_model(running, model));
+        let messages = o.since(sent, 20);
+        sent = o.version();
+        assert_eq!(messages[0].reports[0].models.len(), told);
+        t.update(stream, &messages[0], 0, 20);
+        let known = t.report(&key, 1).unwrap();
+        assert_eq!(
+            (known.load.running, known.models[0].id.as_str()),
+            (Some(running), model)
+        );
+    }
+    assert_eq!(o.full(20)[0].reports[0].models.len(), 1);
+}
+
+#[test]
 fn lost_ownership_and_deletion_are_told_and_then_forgotten() {
     let mut o = Outbox::default();
     let key = Key::new("e", 1);

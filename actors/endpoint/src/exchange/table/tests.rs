@@ -130,6 +130,9 @@ fn suspicion_is_passed_on() {
     assert!(t.streams.values().all(|s| s.counts.is_empty()));
 }
 
+/// Requests by endpoint and incarnation.
+type Said = BTreeMap<(u8, u64), u32>;
+
 #[derive(Clone, Debug)]
 enum Step {
     Open(u64, u64),
@@ -152,7 +155,7 @@ proptest! {
         let mut table = Table::default();
         let mut opened: Vec<(StreamId, u64)> = Vec::new();
         // Node -> (its newest stream, what that said).
-        let mut model: BTreeMap<u64, (StreamId, BTreeMap<(u8, u64), u32>)> = BTreeMap::new();
+        let mut model: BTreeMap<u64, (StreamId, Said)> = BTreeMap::new();
         for (now, step) in (0u64..).zip(steps) {
             match step {
                 Step::Open(node, start) => {
