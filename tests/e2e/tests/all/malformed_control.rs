@@ -312,14 +312,10 @@ async fn malformed_configuration() -> anyhow::Result<()> {
         // A node that would start after all must not touch the real place.
         let data = dir.path().join("data");
         std::fs::write(&path, text)?;
-        let run = cli::run(&[
-            "router",
-            "--bootstrap",
-            "--config",
-            &path.to_string_lossy(),
-            "--data-dir",
-            &data.to_string_lossy(),
-        ])
+        let (path, data_dir) = (path.to_string_lossy(), data.to_string_lossy());
+        let args = ["router", "--bootstrap", "--config", &path, "--data-dir", &data_dir];
+        // If it starts after all, it ends with its standard input.
+        let run = cli::run_with(&args, &[("QUORATE_STOP_WITH_STDIN", "1")], "")
         .await?;
         ensure!(run.code != 0, "started with {text:?}");
         let said = format!("{}{}", run.stdout, run.stderr);

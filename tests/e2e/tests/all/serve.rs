@@ -50,12 +50,13 @@ async fn in_front_of_running_engines() -> anyhow::Result<()> {
     .await
     .with_context(|| serve.output())?;
 
-    let models = get(gateway, "/v1/models").await?.ok()?.json()?;
-    ensure!(
-        models["data"][0]["id"] == "echo-model"
-            && models["data"].as_array().is_some_and(|m| m.len() == 1),
-        "{models}"
-    );
+    until("the models to be known", SOON, async || {
+        let models = get(gateway, "/v1/models").await?.ok()?.json()?;
+        let known = models["data"].as_array().is_some_and(|m| m.len() == 1);
+        ensure!(known && models["data"][0]["id"] == "echo-model", "{models}");
+        anyhow::Ok(())
+    })
+    .await?;
     let answer = post(
         gateway,
         "/v1/chat/completions",
