@@ -164,6 +164,14 @@ async fn launch(
     let published = machine.published();
     let (writer, logs) = storage.start(&[CONTROL], data.clone())?;
     let log = logs.into_iter().next().ok_or_else(|| Error::Raft("no log".to_owned()))?;
+    if let (Some(purged), Some(data)) = (log.purged(), &data)
+        && published.applied() <= purged.index
+    {
+        return Err(Error::Storage(StorageError::corrupt(
+            &data.path().join("snapshots"),
+            format!("the log begins after entry {}, and there is no snapshot of what came before", purged.index),
+        )));
+    }
     let membership = log.last_membership().or(in_snapshot).unwrap_or_default();
     let peers = Arc::new(Peers::new(Arc::clone(&local), tls.clone()));
     for (id, member) in membership.nodes().filter(|(id, _)| **id != local.node_id) {
@@ -233,7 +241,10 @@ async fn launch(
         }),
     };
     let sole_voter = membership.voter_ids().eq([local.node_id]);
-    first_election(&group, &identity, &spec, sole_voter).await?;
+    if let Err(error) = first_election(&group, &identity, &spec, sole_voter).await {
+        let _ = group.raft.shutdown().await;
+        return Err(error);
+    }
     let enrolment = Enrolment { group, data, identity, spec, settled, stopped };
     tasks.spawn(enrolment.run(stop));
     guard.disarm();

@@ -97,6 +97,11 @@ impl LogStore {
         tail.vote.is_none() && tail.last().is_none()
     }
 
+    /// The last entry that is only in a snapshot by now.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        self.tail.lock().purged
+    }
+
     /// The last membership in the log, if there is one.
     pub(crate) fn last_membership(&self) -> Option<Membership> {
         self.tail.lock().entries.iter().rev().find_map(|entry| match &entry.payload {
