@@ -4,7 +4,7 @@
 
 use crate::log::LogConfig;
 use anyhow::Context;
-use quorate_gateway::GatewayConfig;
+use quorate_gateway::{GatewayConfig, HumanDuration};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub struct NodeConfig {
     pub region: String,
     /// Where the replicated state is kept.
     pub data_dir: PathBuf,
+    /// Longest time that open streams get to end when the node stops.
+    pub drain_timeout: HumanDuration,
 }
 
 impl Default for NodeConfig {
@@ -47,6 +49,7 @@ impl Default for NodeConfig {
             name: String::new(),
             region: "default".into(),
             data_dir: "/var/lib/quorate".into(),
+            drain_timeout: HumanDuration::secs(570),
         }
     }
 }
@@ -61,11 +64,21 @@ pub struct ClusterConfig {
     pub auto_voters: usize,
     /// Addresses (host:port of [peer]) of nodes to join through; the command line's --join goes before it.
     pub join: Vec<String>,
+    /// Log entries between two snapshots of the control state.
+    pub snapshot_every: u64,
+    /// Log entries kept behind a snapshot, for nodes that were away for a moment.
+    pub keep_logs: u64,
 }
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self { timing: Timing::Lan, auto_voters: 3, join: Vec::new() }
+        Self {
+            timing: Timing::Lan,
+            auto_voters: 3,
+            join: Vec::new(),
+            snapshot_every: 20_000,
+            keep_logs: 10_000,
+        }
     }
 }
 
@@ -169,11 +182,13 @@ impl Config {
     /// Names the keys that do not fit together.
     pub fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.node.region.is_empty(), "node.region must not be empty");
+        self.gateway.validate()?;
         anyhow::ensure!(
             self.cluster.auto_voters % 2 == 1 && self.cluster.auto_voters <= 7,
             "cluster.auto_voters is {}: use an odd number of at most 7",
             self.cluster.auto_voters
         );
+        anyhow::ensure!(self.cluster.snapshot_every > 0, "cluster.snapshot_every must be at least 1");
         anyhow::ensure!(
             self.peer.tls.is_some() || self.peer.listen.ip().is_loopback(),
             "peer.listen is {}, and node-to-node traffic without TLS is allowed on loopback only: set [peer.tls] \

@@ -8,7 +8,7 @@ use crate::dev::children::{Child, Spec};
 use anyhow::{Context, bail};
 use clap::Args;
 use quorate_proto::v1;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ pub struct DevArgs {
     #[arg(long, default_value = "llama-8b")]
     model: String,
     /// Model and GPU that the simulators imitate (see `quorate sim --help`).
-    #[arg(long, default_value = "llama-8b-h100", value_name = "NAME")]
+    #[arg(long, default_value = "llama-8b/h100", value_name = "NAME")]
     profile: String,
     /// Go to the background once ready; `quorate dev --stop` ends it.
     #[arg(long, conflicts_with = "stop")]
@@ -86,6 +86,18 @@ struct Router {
     admin: SocketAddr,
 }
 
+/// Where everything but the gateways listens: the gateways' own address if it is a loopback address (a second cluster can stand
+/// on 127.0.0.2), never one that others can reach.
+fn inside(args: &DevArgs) -> IpAddr {
+    let ip = args.listen.ip();
+    if ip.is_loopback() { ip } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+/// Address of the simulator with this number, from 0.
+fn sim_address(args: &DevArgs, number: u16) -> SocketAddr {
+    SocketAddr::new(inside(args), SIM_PORT + number)
+}
+
 impl Router {
     fn new(args: &DevArgs, number: u16) -> anyhow::Result<Self> {
         let ip = args.listen.ip();
@@ -93,7 +105,8 @@ impl Router {
             let port = base.checked_add(offset).context("--listen leaves no room for all routers' ports")?;
             anyhow::Ok(SocketAddr::new(ip, port))
         };
-        let local = |offset: u16| SocketAddr::from(([127, 0, 0, 1], CONTROL_PORT + 10 * (number - 1) + offset));
+        let loopback = inside(args);
+        let local = |offset: u16| SocketAddr::new(loopback, CONTROL_PORT + 10 * (number - 1) + offset);
         Ok(Self {
             name: format!("router-{number}"),
             config: args.data_dir.join(format!("router-{number}.toml")),
@@ -137,7 +150,7 @@ async fn cluster(args: DevArgs) -> anyhow::Result<()> {
     let routers: Vec<Router> =
         (1..=args.routers).map(|n| Router::new(&args, n)).collect::<anyhow::Result<_>>()?;
     let mut taken: Vec<SocketAddr> = routers.iter().flat_map(|r| [r.gateway, r.control, r.peer, r.admin]).collect();
-    taken.extend((0..args.endpoints).map(|i| SocketAddr::from(([127, 0, 0, 1], SIM_PORT + i))));
+    taken.extend((0..args.endpoints).map(|i| sim_address(&args, i)));
     if let Some(address) = taken.iter().find(|a| std::net::TcpListener::bind(a).is_err()) {
         bail!("{address} is in use: is another `quorate dev` running? (`quorate dev --stop` ends a detached one)");
     }
@@ -146,7 +159,7 @@ async fn cluster(args: DevArgs) -> anyhow::Result<()> {
     let first = routers.first().context("no router to start")?;
     let mut specs = Vec::new();
     if args.endpoints > 0 {
-        let listen = SocketAddr::from(([127, 0, 0, 1], SIM_PORT)).to_string();
+        let listen = sim_address(&args, 0).to_string();
         let flags = ["sim", "--listen", &listen, "--count", &args.endpoints.to_string(), "--model", &args.model];
         let mut command: Vec<String> = flags.iter().map(ToString::to_string).collect();
         command.extend(["--model-profile".into(), args.profile.clone()]);
@@ -238,7 +251,7 @@ async fn declare(args: &DevArgs, control: SocketAddr) -> anyhow::Result<()> {
     for i in 0..args.endpoints {
         let spec = v1::EndpointSpec {
             pool: "dev".into(),
-            url: format!("http://127.0.0.1:{}", SIM_PORT + i),
+            url: format!("http://{}", sim_address(args, i)),
             ..Default::default()
         };
         client.apply(named(format!("sim-{}", i + 1), v1::resource::Spec::Endpoint(spec))).await?;
@@ -259,10 +272,10 @@ try:
   curl http://{listen}/v1/models
   curl http://{listen}/v1/chat/completions -H 'content-type: application/json' \
        -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}],"max_tokens":32,"stream":true}}'
-  {me} cluster status
-  {me} get endpoints
-  {me} describe endpoint sim-1
-  {me} endpoint drain sim-1            (and --undo)
+  {me} cluster status{server}
+  {me} get endpoints{server}
+  {me} describe endpoint sim-1{server}
+  {me} endpoint drain sim-1{server}            (and --undo)
   {me} bench http --url http://{listen} --model {model} --connections 16 --stream --duration 10s
   pkill -9 -f 'router --config .*{name}'   kills a router: the others go on, and it comes back
 routers:  {gateways}
@@ -272,6 +285,11 @@ Ctrl-C stops everything; the state stays in {data} for the next start.
         listen = if routers.len() > 1 { last } else { args.listen },
         model = args.model,
         name = routers.first().map_or("", |r| r.name.as_str()),
+        // What the command line talks to by itself.
+        server = match routers.first() {
+            Some(first) if !inside(args).eq(&Ipv4Addr::LOCALHOST) => format!(" --server {}", first.control),
+            _ => String::new(),
+        },
         gateways = routers.iter().map(|r| format!("http://{}", r.gateway)).collect::<Vec<_>>().join(" "),
         logs = args.data_dir.join("logs").display(),
         data = args.data_dir.display(),

@@ -1,6 +1,7 @@
 //! Structured logs on standard error: for people, or one JSON object a line.
 
 use serde::Deserialize;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// `[log]` of the configuration.
@@ -36,6 +37,14 @@ impl Default for LogConfig {
 /// The filter is not valid.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     let text = std::env::var("QUORATE_LOG").unwrap_or_else(|_| config.level.clone());
+    // A lone word that is no level would be taken for a module's name, and nothing would be logged.
+    for part in text.split(',').map(str::trim) {
+        let level = part.rsplit('=').next().unwrap_or(part);
+        anyhow::ensure!(
+            level.parse::<LevelFilter>().is_ok(),
+            "log level {part:?} is not valid: error, warn, info, debug or trace, or module=level"
+        );
+    }
     // openraft and sled speak their own language at info; an operator needs what it means, which our own lines say.
     let filter = EnvFilter::try_new(format!("openraft=error,sled=warn,h2=warn,hyper=warn,tower=warn,{text}"))
         .map_err(|e| anyhow::anyhow!("log level {text:?} is not valid: {e}"))?;

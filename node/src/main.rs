@@ -1,6 +1,7 @@
 //! `quorate`: the one binary. Parses the command line and hands over to the part that was asked for.
 
 mod admin;
+mod bench;
 mod config;
 mod control;
 mod dev;
@@ -42,7 +43,7 @@ enum Command {
     /// Run simulated model servers.
     Sim(quorate_sim::SimArgs),
     /// Measure a gateway or a control API.
-    Bench(quorate_bench::BenchArgs),
+    Bench(bench::BenchArgs),
     #[command(flatten)]
     Client(quorate_cli::Command),
 }
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
         Command::Router(args) => router::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Sim(args) => router::with_signals(|stop| quorate_sim::run(args, stop)),
-        Command::Bench(args) => quorate_bench::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Client(command) => {
             return quorate_cli::run(command, Cli::command);
         }

@@ -18,11 +18,12 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     let mut builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_batch_size".into()), COUNTS)?;
-    for (name, buckets) in quorate_gateway::BUCKETS {
+    for (name, buckets) in quorate_gateway::BUCKETS.iter().chain(quorate_endpoint::BUCKETS) {
         builder = builder.set_buckets_for_metric(Matcher::Full((*name).into()), buckets)?;
     }
     let handle = builder.install_recorder().context("cannot install the metrics recorder")?;
     quorate_gateway::describe();
+    quorate_endpoint::describe_metrics();
     metrics::gauge!("quorate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }
