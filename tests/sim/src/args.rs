@@ -99,6 +99,11 @@ pub struct SimArgs {
     #[arg(long)]
     pub no_enable_prefix_caching: bool,
 
+    /// End a completion at once, with finish reason cache_threshold, when a smaller share of its prompt is cached. A request
+    /// may set its own cache_hit_threshold.
+    #[arg(long, value_name = "SHARE")]
+    pub global_cache_hit_threshold: Option<f64>,
+
     /// Profile `fixed`: how the time to first token comes about.
     #[arg(long, value_enum, default_value_t)]
     pub latency_calculator: LatencyCalculator,
@@ -305,6 +310,7 @@ impl SimArgs {
         config.mode = self.mode;
         config.seed = self.seed;
         config.output_length = self.output_length.clone();
+        config.cache_hit_threshold = self.global_cache_hit_threshold;
         config.dialect = self.dialect;
         config.startup = self.startup_duration;
         config.sleep_mode = !self.no_enable_sleep_mode;

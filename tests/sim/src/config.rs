@@ -150,6 +150,8 @@ pub struct SimConfig {
     pub seed: u64,
     /// Output length of requests without a limit.
     pub output_length: OutputLength,
+    /// Least cached share of the prompt of requests that do not say; others end at once with `cache_threshold`.
+    pub cache_hit_threshold: Option<f64>,
     /// Names on the metrics page.
     pub dialect: Dialect,
     /// Data-parallel rank, the `engine` label.
@@ -221,6 +223,7 @@ impl SimConfig {
             mode: Mode::Random,
             seed: 0,
             output_length: OutputLength::LogNormal(128.0, 0.7),
+            cache_hit_threshold: None,
             dialect: Dialect::Vllm,
             rank: 0,
             startup: Duration::ZERO,
@@ -286,6 +289,12 @@ impl SimConfig {
                 "{} KV blocks of {} tokens hold {capacity} tokens, fewer than max-model-len {}",
                 engine.num_blocks, engine.block_size, self.max_model_len
             ));
+        }
+        if self
+            .cache_hit_threshold
+            .is_some_and(|share| !(0.0..=1.0).contains(&share))
+        {
+            return fail("global-cache-hit-threshold must be between 0 and 1".into());
         }
         if !(self.time_scale.is_finite() && self.time_scale > 0.0) {
             return fail(format!(

@@ -6,13 +6,15 @@
 //! says what goes wrong. [`Sim`] is one server inside this process; [`run`] is the command `quorate sim`.
 //!
 //! What comes out is planned before the engine starts (`text`), from the server's seed, the prompt and the request's seed:
-//! every simulator with the same seed gives the same answer to the same request.
+//! every simulator with the same seed gives the same answer to the same request. KV events and prefill/decode hand-over
+//! are not simulated.
 
 mod args;
 mod config;
 mod duration;
 mod engine;
 mod fault;
+mod hash;
 mod http;
 mod instance;
 mod live;

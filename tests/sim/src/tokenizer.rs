@@ -4,8 +4,9 @@
 //! turn hits the blocks of the turn before. Everything else is packed: up to four ASCII characters, or up to three raw
 //! bytes, in one id. Ids below 2^24 that mean nothing else decode to a word, so a client may send any small ids.
 
-use std::collections::HashMap;
+use crate::hash::HashKeyed;
 use std::sync::LazyLock;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Start of a prompt.
 pub const BOS: u32 = 1;
@@ -287,7 +288,8 @@ const WORDS: &[&str] = &[
 
 struct Vocabulary {
     texts: Vec<String>,
-    ids: HashMap<&'static str, u32>,
+    /// Place in [`WORDS`] by hash of the word.
+    places: HashKeyed<u32>,
 }
 
 static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
@@ -304,12 +306,12 @@ static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
         texts.push(format!(" {capital}"));
         texts.push(capital);
     }
-    let ids = WORDS
+    let places = WORDS
         .iter()
         .enumerate()
-        .map(|(at, word)| (*word, at as u32))
+        .map(|(at, word)| (xxh3_64(word.as_bytes()), at as u32))
         .collect();
-    Vocabulary { texts, ids }
+    Vocabulary { texts, places }
 });
 
 /// How a word stands in its sentence.
@@ -337,9 +339,12 @@ fn word_id(letters: &str, spaced: bool) -> Option<u32> {
     let mut lower = [0u8; LONGEST];
     lower[..bytes.len()].copy_from_slice(bytes);
     lower[0] = first.to_ascii_lowercase();
-    let lower = std::str::from_utf8(&lower[..bytes.len()]).ok()?;
-    let word = VOCABULARY.ids.get(lower)?;
-    Some(FIRST_WORD + word * FORMS + form as u32)
+    let lower = &lower[..bytes.len()];
+    let place = VOCABULARY.places.get(&xxh3_64(lower))?;
+    let word = WORDS
+        .get(*place as usize)
+        .filter(|word| word.as_bytes() == lower);
+    word.map(|_| FIRST_WORD + place * FORMS + form as u32)
 }
 
 /// Appends the tokens of `text`.
@@ -463,7 +468,7 @@ pub fn close_message(out: &mut Vec<u32>) {
 
 /// An image, an audio clip or the like: a fixed number of tokens that depend on its address or data.
 pub fn encode_media(source: &str, out: &mut Vec<u32>) {
-    let hash = xxhash_rust::xxh3::xxh3_64(source.as_bytes());
+    let hash = xxh3_64(source.as_bytes());
     for at in 0..IMAGE_TOKENS {
         out.push((hash.rotate_left(at) as u32 & 0xff_ffff) | 0x10_0000);
     }

@@ -1,4 +1,8 @@
 //! Each failure on demand, as a client sees it.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap in a test is a failed test"
+)]
 
 mod support;
 

@@ -1,4 +1,8 @@
 //! The metrics page as a scraper reads it, in each dialect, and the command's many servers.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap in a test is a failed test"
+)]
 
 mod support;
 

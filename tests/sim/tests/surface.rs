@@ -1,4 +1,8 @@
 //! The HTTP surface over real sockets.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap in a test is a failed test"
+)]
 
 mod support;
 
@@ -255,6 +259,10 @@ async fn lengths_are_drawn_without_a_limit_and_filled_with_one() {
         .await
         .json();
     assert_eq!(body["usage"]["completion_tokens"], 50);
+    request["max_completion_tokens"] = json!(100_000);
+    request["n"] = json!(100);
+    let greedy = post(sim.addr(), "/v1/chat/completions", &request).await;
+    assert_eq!(greedy.status, 400, "no single request may take all memory");
 }
 
 #[tokio::test]

@@ -4,31 +4,14 @@
 //! one intrusive list in the order in which they were released; allocation takes its head, so the least recently used
 //! cached block is the one that loses its contents. This is vLLM's `FreeKVCacheBlockQueue` rule.
 
+use crate::hash::HashKeyed;
+#[cfg(test)]
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 
 /// Index of a block in the pool.
 pub type BlockId = u32;
 
 const NONE: BlockId = BlockId::MAX;
-
-/// Block hashes are already uniform 64-bit values: hashing them again would be wasted work.
-#[derive(Default)]
-pub struct PassThrough(u64);
-
-impl Hasher for PassThrough {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*b);
-        }
-    }
-    fn write_u64(&mut self, v: u64) {
-        self.0 = v;
-    }
-}
 
 #[derive(Clone)]
 struct Block {
@@ -41,7 +24,7 @@ struct Block {
 /// All KV blocks of one engine.
 pub struct BlockPool {
     blocks: Vec<Block>,
-    cached: HashMap<u64, BlockId, BuildHasherDefault<PassThrough>>,
+    cached: HashKeyed<BlockId>,
     head: BlockId,
     tail: BlockId,
     free: usize,
@@ -60,7 +43,7 @@ impl BlockPool {
                 };
                 total as usize
             ],
-            cached: HashMap::default(),
+            cached: HashKeyed::default(),
             head: NONE,
             tail: NONE,
             free: 0,

@@ -11,8 +11,8 @@ use super::shapes::tokens::{Sglang, TokenGenerate};
 use super::shapes::{Head, Shape, StreamOptions};
 use super::{Call, json_type, respond};
 use crate::config::Mode;
+use crate::engine::AddError;
 use crate::engine::sequence::{NewSequence, Prompt, root_hash};
-use crate::engine::{AddError, FinishReason};
 use crate::live::{self, Live, unix_now};
 use crate::text::{self, Plan, Sampling, Source};
 use crate::tokenizer;
@@ -30,6 +30,9 @@ const FORCE_CACHE_THRESHOLD: HeaderName =
 
 /// Completions of one request at most: choices times prompts.
 const MAX_SEQUENCES: usize = 1024;
+
+/// Tokens that one request may have planned at most, so that no single request takes all memory.
+const MAX_PLANNED_TOKENS: usize = 1 << 22;
 
 /// What generation needs to know, whatever the API.
 pub struct Job {
@@ -231,7 +234,7 @@ fn threshold(call: &Call, asked: Option<f64>) -> Result<Option<f64>, ApiError> {
                 .param("cache_hit_threshold"),
         );
     }
-    Ok(asked)
+    Ok(asked.or(call.live.config().cache_hit_threshold))
 }
 
 /// `POST /v1/chat/completions`.
@@ -687,6 +690,7 @@ pub async fn run(
         ))
         .param("n"));
     }
+    let mut planned = 0;
     let mut new = Vec::with_capacity(job.prompts.len() * job.n as usize);
     for (at, tokens) in job.prompts.iter().enumerate() {
         let room = room(tokens.len(), &job.sampling, config.max_model_len)?;
@@ -720,6 +724,11 @@ pub async fn run(
                 room,
             };
             let plan: Arc<Plan> = Arc::new(text::plan(&job.sampling, &source));
+            planned += plan.tokens.len();
+            if planned > MAX_PLANNED_TOKENS {
+                let wrong = format!("a request may ask for {MAX_PLANNED_TOKENS} tokens at most");
+                return Err(ApiError::bad(wrong).param("max_tokens"));
+            }
             let sequence = NewSequence {
                 prompt: prompt.clone(),
                 output: plan.tokens.clone(),
@@ -759,12 +768,6 @@ pub async fn run(
         return Ok(response);
     }
     live::finished(&handles).await;
-    if handles
-        .iter()
-        .any(|handle| handle.progress().finish() == Some(FinishReason::Abort))
-    {
-        return Err(ApiError::new(500, "The request was aborted."));
-    }
     let whole = shape.whole(&handles);
     Ok(match cutter {
         Some((_, cutter)) => {

@@ -149,8 +149,13 @@ pub async fn handle(
         .config
         .log_http
         .then(|| format!("{} {}", request.method(), request.uri()));
-    let given_id = request.headers().get(&REQUEST_ID).cloned();
-    let mut response = match dispatch(&live, conn, request).await {
+    let given = request
+        .headers()
+        .get(&REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .map(str::to_owned);
+    let id = given.unwrap_or_else(|| shared.request_id());
+    let mut response = match dispatch(&live, conn, request, &id).await {
         Ok(response) => response,
         Err(error) => error_response(&error),
     };
@@ -168,9 +173,8 @@ pub async fn handle(
     if let Some(name) = &config.port_header {
         headers.insert(name.clone(), HeaderValue::from(shared.addr.port()));
     }
-    if config.request_id_headers && !headers.contains_key(&REQUEST_ID) {
-        let id = given_id.or_else(|| HeaderValue::try_from(shared.request_id()).ok());
-        headers.extend(id.map(|id| (REQUEST_ID, id)));
+    if config.request_id_headers {
+        headers.extend(HeaderValue::try_from(id).ok().map(|id| (REQUEST_ID, id)));
     }
     Ok(response)
 }
@@ -179,6 +183,7 @@ async fn dispatch(
     live: &Arc<Live>,
     conn: Arc<Conn>,
     request: Request<Incoming>,
+    id: &str,
 ) -> Result<Response<SimBody>, ApiError> {
     let (parts, incoming) = request.into_parts();
     let path = parts.uri.path();
@@ -204,15 +209,6 @@ async fn dispatch(
         live.shared.stats.requests.fetch_add(1, Ordering::Relaxed);
     }
     let body = read_body(incoming, live.config().max_body).await?;
-    let id = match parts
-        .headers
-        .get(&REQUEST_ID)
-        .and_then(|id| id.to_str().ok())
-    {
-        Some(id) => id.to_owned(),
-        None if action.generates() => live.shared.request_id(),
-        None => String::new(),
-    };
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let fault = if action.steers() {
         RequestFault::default()
@@ -225,7 +221,7 @@ async fn dispatch(
         headers: parts.headers,
         query,
         body,
-        id,
+        id: id.to_owned(),
         fault,
     };
     suffer(&call, action).await?;
