@@ -1,0 +1,64 @@
+//! The control API: what operators and tools speak to a node, over gRPC.
+//!
+//! Three services of `quorate.v1` (declared resources, live endpoints, membership), server reflection and health. A write may
+//! be sent to any node; the consensus layer takes it to the leader. Everything is checked here before it is proposed, so that
+//! bad input costs no log entry.
+
+mod cluster;
+mod endpoints;
+mod health;
+mod resources;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+use quorate_endpoint::PlaneHandle;
+use quorate_proto::v1::{cluster_server::ClusterServer, endpoints_server::EndpointsServer, resources_server::ResourcesServer};
+use quorate_raft::Cluster;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+/// Largest request that is read. A log entry holds less; a larger resource gets an error that says so.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// What the control API works on.
+#[derive(Clone)]
+pub struct ControlContext {
+    /// Declared state and membership.
+    pub cluster: Cluster,
+    /// Live state of endpoints.
+    pub plane: Arc<PlaneHandle>,
+    /// Ends watches, which never end by themselves.
+    pub stop: CancellationToken,
+}
+
+/// All services. Call it on the runtime that will serve them.
+pub fn routes(context: ControlContext) -> Routes {
+    let mut routes = Routes::builder();
+    routes
+        .add_service(health::service(&context))
+        .add_service(ResourcesServer::new(resources::Service::new(context.clone())).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(EndpointsServer::new(endpoints::Service::new(context.clone())).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(ClusterServer::new(cluster::Service::new(context)).max_decoding_message_size(MAX_REQUEST_BYTES));
+    // Tools ask for either version.
+    match reflection().build_v1() {
+        Ok(service) => drop(routes.add_service(service)),
+        Err(error) => tracing::error!(%error, "server reflection is off"),
+    }
+    match reflection().build_v1alpha() {
+        Ok(service) => drop(routes.add_service(service)),
+        Err(error) => tracing::error!(%error, "server reflection (v1alpha) is off"),
+    }
+    routes.routes()
+}
+
+/// Of all that the descriptors hold, only what this listener serves.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(quorate_proto::DESCRIPTORS)
+        .with_service_name("quorate.v1.Resources")
+        .with_service_name("quorate.v1.Endpoints")
+        .with_service_name("quorate.v1.Cluster")
+}
