@@ -18,7 +18,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 use crate::{
-    exit::{Exit, Failure},
+    exit::{Exit, Failure, is_broken_connection, root_cause},
     manifest::duration,
 };
 
@@ -72,7 +72,7 @@ pub struct ClientArgs {
     )]
     pub key: Option<PathBuf>,
     /// How long to keep trying, for example 10s or 1m30s
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse_std, global = true)]
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = duration::parse_std, global = true)]
     pub timeout: Duration,
 }
 
@@ -180,23 +180,30 @@ impl Client {
         mut send: impl AsyncFnMut(Link) -> Result<Response<T>, Status>,
     ) -> Result<T, Failure> {
         let deadline = Instant::now() + self.timeout;
+        let mut earlier = None;
         loop {
-            match self.round(deadline, &mut send).await? {
+            let (failure, delay) = match self.round(deadline, &mut send).await? {
                 Round::Done(response) => return Ok(response),
+                // Nobody was there from the beginning: waiting would only hide a wrong address.
                 Round::Again {
                     failure,
                     delay: None,
-                } => return Err(failure),
-                Round::Again {
-                    failure,
-                    delay: Some(delay),
-                } => {
-                    if Instant::now() + delay >= deadline {
-                        return Err(failure);
-                    }
-                    tokio::time::sleep(delay).await;
-                }
+                } if earlier.is_none() => return Err(failure),
+                Round::Again { failure, delay } => (failure, delay),
+            };
+            let pause = delay.unwrap_or(RETRY_DELAY);
+            if Instant::now() + pause >= deadline {
+                // What a node said tells more than that the last attempt ran out of time.
+                return Err(if delay.is_some() {
+                    failure
+                } else {
+                    earlier.unwrap_or(failure)
+                });
             }
+            if delay.is_some() {
+                earlier = Some(failure);
+            }
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -232,8 +239,12 @@ impl Client {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(Round::Done(response.into_inner()));
                 }
-                Ok(Err(status)) if status.code() == Code::Unavailable => {
-                    node.forget();
+                Ok(Err(status))
+                    if status.code() == Code::Unavailable || is_broken_connection(&status) =>
+                {
+                    if is_broken_connection(&status) {
+                        node.forget();
+                    }
                     let delay = status
                         .get_details_retry_info()
                         .and_then(|info| info.retry_delay);
@@ -283,15 +294,6 @@ impl Node {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
         self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The last error of the chain says what happened; those before it only say that something did.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 fn node(server: &str, tls: Option<&ClientTlsConfig>) -> Result<Node, Failure> {

@@ -105,14 +105,34 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// The last error of a chain says what happened; those before it only say that something did.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// Whether the connection broke under a call. A status that a server sent has no source.
+pub(crate) fn is_broken_connection(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if let Some(source) = std::error::Error::source(&status) {
+            let message = format!("the connection broke: {}", root_cause(source));
+            return Self {
+                code: Some(Code::Unavailable),
+                ..Self::new(Exit::Unavailable, message)
+            };
+        }
         let exit = match status.code() {
-            Code::InvalidArgument => Exit::Invalid,
+            // Out of range is what a server says of a request that is too large.
+            Code::InvalidArgument | Code::OutOfRange => Exit::Invalid,
             Code::NotFound => Exit::NotFound,
-            Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition | Code::OutOfRange => {
-                Exit::Conflict
-            }
+            Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition => Exit::Conflict,
             Code::Unavailable => Exit::Unavailable,
             Code::DeadlineExceeded => Exit::Timeout,
             _ => Exit::Failed,

@@ -3,8 +3,9 @@
 use super::{ControlContext, status};
 use quorate_proto::store::v1::{Command, PutResource, command::Op, rejection::Code as Refusal};
 use quorate_proto::v1::{
-    self, DescribeEndpointRequest, DescribeEndpointResponse, DrainEndpointRequest, DrainEndpointResponse,
-    EndpointStatus, Kind, endpoint_status::State, endpoints_server::Endpoints, resource::Spec,
+    self, DescribeEndpointRequest, DescribeEndpointResponse, DrainEndpointRequest,
+    DrainEndpointResponse, EndpointStatus, Kind, endpoint_status::State,
+    endpoints_server::Endpoints, resource::Spec,
 };
 use quorate_raft::state::{ResourceExt as _, validate};
 use quorate_raft::{Consistency, ProposeError};
@@ -23,26 +24,46 @@ impl Service {
     }
 
     /// One attempt; None if somebody else wrote the endpoint in between.
-    async fn try_drain(&self, request: &DrainEndpointRequest) -> Result<Option<v1::Resource>, Status> {
+    async fn try_drain(
+        &self,
+        request: &DrainEndpointRequest,
+    ) -> Result<Option<v1::Resource>, Status> {
         let name = request.name.as_str();
-        let (view, _) = self.context.cluster.read(Consistency::Linearizable).await.map_err(status::read)?;
+        let (view, _) = self
+            .context
+            .cluster
+            .read(Consistency::Linearizable)
+            .await
+            .map_err(status::read)?;
         let mut resource = view
             .get(Kind::Endpoint, name)
             .map(|resource| v1::Resource::clone(resource))
             .ok_or_else(|| status::not_found(Kind::Endpoint, name))?;
         match &mut resource.spec {
             // Also a repeated call whose first attempt has done it.
-            Some(Spec::Endpoint(spec)) if spec.draining == request.drain => return Ok(Some(resource)),
+            Some(Spec::Endpoint(spec)) if spec.draining == request.drain => {
+                return Ok(Some(resource));
+            }
             Some(Spec::Endpoint(spec)) => spec.draining = request.drain,
             _ => return Err(Status::internal("the endpoint has no spec")),
         }
         let expected_version = Some(resource.version());
-        let op = Op::Put(PutResource { resource: Some(resource), expected_version });
-        let command =
-            Command { idempotency_key: request.idempotency_key.clone(), op: Some(op), ..Command::default() };
+        let op = Op::Put(PutResource {
+            resource: Some(resource),
+            expected_version,
+        });
+        let command = Command {
+            idempotency_key: request.idempotency_key.clone(),
+            op: Some(op),
+            ..Command::default()
+        };
         match self.context.cluster.propose(command).await {
             Ok(applied) => Ok(Some(v1::Resource::clone(&applied.resource))),
-            Err(ProposeError::Rejected(rejection)) if rejection.code() == Refusal::VersionConflict => Ok(None),
+            Err(ProposeError::Rejected(rejection))
+                if rejection.code() == Refusal::VersionConflict =>
+            {
+                Ok(None)
+            }
             // The first attempt of this call took effect, and the endpoint was changed back since.
             Err(ProposeError::Rejected(rejection)) if rejection.code() == Refusal::KeyReused => {
                 let message = "a call with this idempotency key was applied before, and the endpoint was changed since";
@@ -61,7 +82,9 @@ impl Endpoints for Service {
     ) -> Result<Response<DescribeEndpointResponse>, Status> {
         let name = request.into_inner().name;
         let view = self.context.cluster.view();
-        let resource = view.get(Kind::Endpoint, &name).ok_or_else(|| status::not_found(Kind::Endpoint, &name))?;
+        let resource = view
+            .get(Kind::Endpoint, &name)
+            .ok_or_else(|| status::not_found(Kind::Endpoint, &name))?;
         // Between the write of an endpoint and its actor's start there is a moment.
         let status = self.context.plane.describe(&name).unwrap_or_else(|| EndpointStatus {
             state: State::Unknown.into(),
@@ -83,10 +106,19 @@ impl Endpoints for Service {
         validate::idempotency_key(&request.idempotency_key).map_err(status::field)?;
         for _ in 0..DRAIN_ATTEMPTS {
             if let Some(resource) = self.try_drain(&request).await? {
-                tracing::info!(endpoint = request.name, drain = request.drain, "drain was asked for");
-                return Ok(Response::new(DrainEndpointResponse { resource: Some(resource) }));
+                tracing::info!(
+                    endpoint = request.name,
+                    drain = request.drain,
+                    "drain was asked for"
+                );
+                return Ok(Response::new(DrainEndpointResponse {
+                    resource: Some(resource),
+                }));
             }
         }
-        Err(Status::aborted(format!("endpoint {:?} is being written by others all the time", request.name)))
+        Err(Status::aborted(format!(
+            "endpoint {:?} is being written by others all the time",
+            request.name
+        )))
     }
 }

@@ -18,7 +18,9 @@ pub fn service(context: &ControlContext) -> HealthServer<impl Health> {
             let healthy = !stop.is_cancelled() && problem.borrow_and_update().is_none();
             let led = leadership.borrow_and_update().leader_id.is_some();
             reporter.set_service_status("", serving(healthy)).await;
-            reporter.set_service_status(NEEDS_LEADER, serving(healthy && led)).await;
+            reporter
+                .set_service_status(NEEDS_LEADER, serving(healthy && led))
+                .await;
             if stop.is_cancelled() {
                 return;
             }
@@ -36,5 +38,9 @@ pub fn service(context: &ControlContext) -> HealthServer<impl Health> {
 }
 
 fn serving(yes: bool) -> ServingStatus {
-    if yes { ServingStatus::Serving } else { ServingStatus::NotServing }
+    if yes {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    }
 }

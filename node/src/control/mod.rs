@@ -14,7 +14,10 @@ mod status;
 mod tests;
 
 use quorate_endpoint::PlaneHandle;
-use quorate_proto::v1::{cluster_server::ClusterServer, endpoints_server::EndpointsServer, resources_server::ResourcesServer};
+use quorate_proto::v1::{
+    cluster_server::ClusterServer, endpoints_server::EndpointsServer,
+    resources_server::ResourcesServer,
+};
 use quorate_raft::Cluster;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -39,9 +42,18 @@ pub fn routes(context: ControlContext) -> Routes {
     let mut routes = Routes::builder();
     routes
         .add_service(health::service(&context))
-        .add_service(ResourcesServer::new(resources::Service::new(context.clone())).max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(EndpointsServer::new(endpoints::Service::new(context.clone())).max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(ClusterServer::new(cluster::Service::new(context)).max_decoding_message_size(MAX_REQUEST_BYTES));
+        .add_service(
+            ResourcesServer::new(resources::Service::new(context.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            EndpointsServer::new(endpoints::Service::new(context.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            ClusterServer::new(cluster::Service::new(context))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        );
     // Tools ask for either version.
     match reflection().build_v1() {
         Ok(service) => drop(routes.add_service(service)),

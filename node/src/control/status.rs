@@ -15,8 +15,16 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// INVALID_ARGUMENT for one field.
 pub fn invalid(field: &str, message: impl Into<String>) -> Status {
     let message = message.into();
-    let text = if field.is_empty() { message.clone() } else { format!("{field}: {message}") };
-    Status::with_error_details(Code::InvalidArgument, text, ErrorDetails::with_bad_request_violation(field, message))
+    let text = if field.is_empty() {
+        message.clone()
+    } else {
+        format!("{field}: {message}")
+    };
+    Status::with_error_details(
+        Code::InvalidArgument,
+        text,
+        ErrorDetails::with_bad_request_violation(field, message),
+    )
 }
 
 /// A field that the rules of a resource refuse.
@@ -26,7 +34,12 @@ pub fn field(error: FieldError) -> Status {
 
 /// There is no such resource.
 pub fn not_found(kind: Kind, name: &str) -> Status {
-    about(Code::NotFound, kind, name, format!("there is no {} {name:?}", kind_name(kind)))
+    about(
+        Code::NotFound,
+        kind,
+        name,
+        format!("there is no {} {name:?}", kind_name(kind)),
+    )
 }
 
 fn about(code: Code, kind: Kind, name: &str, message: String) -> Status {
@@ -35,24 +48,33 @@ fn about(code: Code, kind: Kind, name: &str, message: String) -> Status {
 }
 
 fn precondition(subject: &str, message: String) -> Status {
-    let details = ErrorDetails::with_precondition_failure_violation("STATE", subject, message.clone());
+    let details =
+        ErrorDetails::with_precondition_failure_violation("STATE", subject, message.clone());
     Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 
 /// Not now, but perhaps soon.
 pub fn unavailable(message: impl Into<String>) -> Status {
-    Status::with_error_details(Code::Unavailable, message, ErrorDetails::with_retry_info(Some(RETRY_AFTER)))
+    Status::with_error_details(
+        Code::Unavailable,
+        message,
+        ErrorDetails::with_retry_info(Some(RETRY_AFTER)),
+    )
 }
 
 /// A write of this resource that the state refused.
 pub fn rejected(rejection: Rejection, kind: Kind, name: &str) -> Status {
     let message = rejection.message.clone();
     match rejection.code() {
-        Refusal::Invalid | Refusal::KeyReused | Refusal::Unspecified => invalid(&rejection.field, message),
+        Refusal::Invalid | Refusal::KeyReused | Refusal::Unspecified => {
+            invalid(&rejection.field, message)
+        }
         Refusal::NotFound => about(Code::NotFound, kind, name, message),
         Refusal::AlreadyExists => about(Code::AlreadyExists, kind, name, message),
         Refusal::VersionConflict => about(Code::Aborted, kind, name, message),
-        Refusal::FailedPrecondition => precondition(&format!("{}/{name}", kind_name(kind)), message),
+        Refusal::FailedPrecondition => {
+            precondition(&format!("{}/{name}", kind_name(kind)), message)
+        }
     }
 }
 
@@ -62,7 +84,9 @@ pub fn proposed(error: ProposeError, kind: Kind, name: &str) -> Status {
         ProposeError::Rejected(rejection) => rejected(rejection, kind, name),
         ProposeError::Timeout { .. } => Status::deadline_exceeded(error.to_string()),
         ProposeError::TooLarge { .. } => invalid("resource", error.to_string()),
-        ProposeError::NoLeader { .. } | ProposeError::Overloaded | ProposeError::Stopped => unavailable(error.to_string()),
+        ProposeError::NoLeader { .. } | ProposeError::Overloaded | ProposeError::Stopped => {
+            unavailable(error.to_string())
+        }
     }
 }
 
