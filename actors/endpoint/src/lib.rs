@@ -7,11 +7,11 @@
 //!
 //! [`EndpointPlane::start`] starts a supervisor tree: directory (who owns what, the view), exchange (streams to and from
 //! peers), one supervisor for each pool with an actor for each endpoint that this node owns, and discovery. Rules are pure and in
-//! files of their own ([`ownership`], [`catalog`], `endpoint::health`, `endpoint::stall`, `engine::scrape`, `exchange::table`).
-pub mod catalog;
+//! files of their own (`ownership`, `catalog`, `endpoint::health`, `endpoint::stall`, `engine::scrape`, `exchange::table`).
+mod catalog;
 mod describe;
 mod directory;
-pub mod discovery;
+mod discovery;
 mod endpoint;
 mod engine;
 mod events;
@@ -19,7 +19,7 @@ mod exchange;
 mod gauges;
 mod http;
 mod mailbox;
-pub mod ownership;
+mod ownership;
 mod plane;
 mod policy;
 mod shared;

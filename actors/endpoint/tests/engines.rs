@@ -1,5 +1,8 @@
 //! One node and engines on real sockets: what probes find out, and how fast.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap in a test is a failed test"
+)]
 
 mod support;
 
@@ -301,6 +304,31 @@ async fn a_stall_ends_when_tokens_move_again() {
     drop(request);
     until("a proof clears it", || node.is_ready("e")).await;
     assert!(server.asked("/v1/completions") > 0);
+}
+
+#[tokio::test]
+async fn a_long_request_without_a_byte_is_no_stall_while_the_engine_counts_tokens() {
+    let server = Engine::vllm().await;
+    let mut pool = fast();
+    pool.health.as_mut().unwrap().stall_timeout = ms(300);
+    let (node, _state) = node(pool, &server).await;
+    until("readiness", || node.is_ready("e")).await;
+    let request = node.endpoint("e").unwrap().reserve(now_ms()).unwrap();
+    let begun = Instant::now();
+    let mut tokens = 0;
+    while begun.elapsed() < Duration::from_millis(900) {
+        tokens += 1;
+        let count =
+            format!("vllm:generation_tokens_total{{engine=\"0\",model_name=\"m\"}} {tokens}.0\n");
+        server.set("/metrics", 200, &format!("{VLLM}{count}"));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!node.is_unhealthy("e"), "{:?}", node.describe("e"));
+    }
+    until("the stall once the count stands still", || {
+        node.is_unhealthy("e")
+    })
+    .await;
+    drop(request);
 }
 
 #[tokio::test]

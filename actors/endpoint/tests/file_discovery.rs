@@ -1,5 +1,8 @@
 //! A pool whose endpoints come from a file: added, changed, removed, broken.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap in a test is a failed test"
+)]
 
 mod support;
 

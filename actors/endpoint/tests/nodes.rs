@@ -1,5 +1,8 @@
 //! Several nodes on real sockets: who owns what, what each knows of the others' load, and what a death changes.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap in a test is a failed test"
+)]
 
 mod support;
 

@@ -21,7 +21,7 @@ pub struct DnsSource {
 }
 
 impl DnsSource {
-    /// Uses the system's resolver configuration, read at the first look.
+    /// Uses the system's resolver configuration, read at the first look and again after a failure.
     pub fn new(pool: &str, spec: DnsDiscovery, ports: Vec<u32>) -> Self {
         Self {
             pool: pool.to_owned(),
@@ -32,7 +32,8 @@ impl DnsSource {
     }
 
     /// Uses another resolver.
-    pub fn with_resolver(mut self, resolver: TokioResolver) -> Self {
+    #[cfg(test)]
+    fn with_resolver(mut self, resolver: TokioResolver) -> Self {
         self.resolver = Some(resolver);
         self
     }
@@ -60,12 +61,16 @@ impl DnsSource {
                 addresses(resolver, name, self.spec.port, &self.ports).await
             }
         });
-        match looked.await {
-            Ok(Ok(hosts)) => Ok(self.answer(hosts)),
-            Ok(Err(e)) if e.is_nx_domain() || e.is_no_records_found() => Ok(Answer::default()),
-            Ok(Err(e)) => Err(format!("{name}: {e}")),
-            Err(_) => Err(format!("{name}: no answer within {TIMEOUT:?}")),
-        }
+        let failure = match looked.await {
+            Ok(Ok(hosts)) => return Ok(self.answer(hosts)),
+            Ok(Err(e)) if e.is_nx_domain() || e.is_no_records_found() => {
+                return Ok(Answer::default());
+            }
+            Ok(Err(e)) => format!("{name}: {e}"),
+            Err(_) => format!("{name}: no answer within {TIMEOUT:?}"),
+        };
+        self.resolver = None;
+        Err(failure)
     }
 
     fn answer(&self, hosts: Vec<Host>) -> Answer {

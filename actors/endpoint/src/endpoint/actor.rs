@@ -119,6 +119,7 @@ impl Actor for EndpointActor {
                 entry.probe.health.clone(),
                 entry.endpoint.health(),
                 facts.stalled,
+                now_ms(),
             ),
             load: load.unwrap_or_default(),
             read_at: age.map_or(0, |age| now_ms().saturating_sub(age)),
@@ -177,7 +178,11 @@ impl EndpointActor {
         let wait = if again {
             Duration::ZERO
         } else {
-            state.vitals.next_probe(now)
+            // Not in step with the other endpoints, and never later than the policy says.
+            state
+                .vitals
+                .next_probe(now)
+                .mul_f64(1.0 - 0.1 * fastrand::f64())
         };
         state.probe = probe(&state.door, &state.io, state.engine, wait);
     }
@@ -194,6 +199,9 @@ impl EndpointActor {
                 state.read_at = now_ms();
                 state.engine = page.engine;
                 state.scrape_error.clear();
+                if let Some(tokens) = page.tokens {
+                    state.vitals.counted(tokens, now_ms());
+                }
                 if let Some(sleeping) = page.sleeping.filter(|_| state.io.sleep_from_metrics()) {
                     state.vitals.slept(sleeping);
                 }

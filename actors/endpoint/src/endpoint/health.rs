@@ -31,13 +31,16 @@ pub struct Vitals {
     stall: Stall,
     suspect_until: u64,
     probe_error: String,
+    /// The engine's count of tokens, and when it moved last.
+    tokens: Option<f64>,
+    counted_at: u64,
 }
 
 impl Vitals {
     /// Begins with what is known from before (the last owner's word), so that a new owner starts no new ramp.
-    pub fn new(policy: HealthPolicy, known: Health, stalled: bool) -> Self {
+    pub fn new(policy: HealthPolicy, known: Health, stalled: bool, now: u64) -> Self {
         let stall = if stalled {
-            Stall::inherited()
+            Stall::inherited(now)
         } else {
             Stall::Moving
         };
@@ -54,6 +57,8 @@ impl Vitals {
             stall,
             suspect_until: 0,
             probe_error: String::new(),
+            tokens: None,
+            counted_at: 0,
         }
     }
 
@@ -97,8 +102,20 @@ impl Vitals {
 
     /// Looks at what is in flight on all nodes.
     pub fn flights(&mut self, flights: &[Flight], now: u64) {
-        self.stall
-            .observe(flights, millis(self.policy.stall_timeout), now);
+        let timeout = millis(self.policy.stall_timeout);
+        self.stall.observe(flights, self.counted_at, timeout, now);
+    }
+
+    /// The metrics page says how many tokens the engine has handled. Another number than before is progress, a smaller one
+    /// too: a new process has begun.
+    pub fn counted(&mut self, tokens: f64, now: u64) {
+        if self
+            .tokens
+            .replace(tokens)
+            .is_some_and(|before| before != tokens)
+        {
+            self.counted_at = now;
+        }
     }
 
     /// The metrics page says whether it sleeps.
@@ -175,7 +192,7 @@ mod tests {
     }
 
     fn vitals(known: Health) -> Vitals {
-        Vitals::new(policy(), known, false)
+        Vitals::new(policy(), known, false, 0)
     }
 
     fn failed() -> Probe {
@@ -254,13 +271,33 @@ mod tests {
         v.proved();
         assert_eq!(v.health(), Health::Ready);
         // The next owner goes on from the stall.
-        let mut v = Vitals::new(policy(), Health::Unhealthy, true);
+        let mut v = Vitals::new(policy(), Health::Unhealthy, true, 0);
         v.probed(Probe::Good(None), false, 1);
         assert_eq!(v.health(), Health::Unhealthy);
         assert!(v.wants_proof());
         v.probed(refused(), true, 2);
         assert!(!v.is_stalled());
         assert_eq!(v.health(), Health::Unhealthy);
+    }
+
+    #[test]
+    fn tokens_that_the_engine_counts_are_progress() {
+        let quiet = [Flight {
+            node_id: 1,
+            requests: 1,
+            progress_at: 0,
+        }];
+        let mut v = vitals(Health::Ready);
+        for (tokens, now) in [(10.0, 1_000), (11.0, 30_000), (11.0, 89_999)] {
+            v.counted(tokens, now);
+            v.flights(&quiet, now);
+            assert_eq!(v.health(), Health::Ready, "at {now}");
+        }
+        v.flights(&quiet, 90_000);
+        assert_eq!(v.health(), Health::Unhealthy);
+        v.counted(12.0, 90_500);
+        v.flights(&quiet, 90_500);
+        assert_eq!(v.health(), Health::Ready);
     }
 
     #[test]

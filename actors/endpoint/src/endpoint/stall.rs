@@ -1,13 +1,18 @@
 //! The stall rule: an engine that takes requests and moves no token is not healthy, whatever its `/health` says.
 //!
 //! ```text
-//!          requests in flight on some node, and on every such node no byte for stall_timeout
-//! moving -----------------------------------------------------------------------------------> stalled
-//!    ^                                                                                           |
-//!    |  a byte came from a request that was in flight, or                                        |
-//!    |  nothing is in flight any more and a request of the owner's own (one token) was answered, or
-//!    '- the engine refused a connection: the process that stalled is gone -----------------------'
+//!          requests in flight on some node, on every such node no byte for stall_timeout,
+//!          and the engine's own count of tokens has not moved for that long either
+//! moving ---------------------------------------------------------------------------> stalled
+//!    ^                                                                                   |
+//!    |  a byte came from a request that was in flight, or the engine's count moved, or   |
+//!    |  nothing is in flight any more and a request of the owner's own (one token)       |
+//!    |  was answered, or                                                                 |
+//!    '- the engine refused a connection: the process that stalled is gone ---------------'
 //! ```
+//! The engine's count (where its metrics page has one) speaks for requests that are not streamed: not a byte of them comes
+//! before they are done, however well they go.
+//!
 //! A good health probe alone never ends a stall. A byte on any node clears all: one node without progress is that node's
 //! trouble (its requests wait in the queue, its path is broken), an engine stalls for everybody.
 
@@ -32,6 +37,8 @@ pub enum Stall {
     Moving,
     /// No progress.
     Stalled {
+        /// When it was found.
+        since: u64,
         /// For each node with requests in flight, its progress when it was first seen within this stall. A request that
         /// begins meanwhile counts as progress only when a byte of it comes.
         seen: BTreeMap<u64, u64>,
@@ -42,31 +49,45 @@ pub enum Stall {
 
 impl Stall {
     /// A stall that the endpoint's previous owner found: only progress or proof ends it.
-    pub fn inherited() -> Self {
+    pub fn inherited(now: u64) -> Self {
         Self::Stalled {
+            since: now,
             seen: BTreeMap::new(),
             in_flight: false,
         }
     }
 
-    /// Looks at all that is in flight at `now`. True if the verdict changed.
-    pub fn observe(&mut self, flights: &[Flight], timeout_ms: u64, now: u64) -> bool {
+    /// Looks at all that is in flight at `now`; the engine's count of tokens moved last at `counted_at` (0: never seen to).
+    /// True if the verdict changed.
+    pub fn observe(
+        &mut self,
+        flights: &[Flight],
+        counted_at: u64,
+        timeout_ms: u64,
+        now: u64,
+    ) -> bool {
         match self {
             Self::Moving => {
-                let newest = flights.iter().map(|f| f.progress_at).max();
+                let newest = flights.iter().map(|f| f.progress_at.max(counted_at)).max();
                 if newest.is_none_or(|at| at.saturating_add(timeout_ms) > now) {
                     return false;
                 }
                 *self = Self::Stalled {
+                    since: now,
                     seen: flights.iter().map(|f| (f.node_id, f.progress_at)).collect(),
                     in_flight: true,
                 };
                 true
             }
-            Self::Stalled { seen, in_flight } => {
-                let moved = flights
-                    .iter()
-                    .any(|f| seen.get(&f.node_id).is_some_and(|at| f.progress_at > *at));
+            Self::Stalled {
+                since,
+                seen,
+                in_flight,
+            } => {
+                let moved = counted_at > *since
+                    || flights
+                        .iter()
+                        .any(|f| seen.get(&f.node_id).is_some_and(|at| f.progress_at > *at));
                 if moved {
                     *self = Self::Moving;
                     return true;
@@ -125,47 +146,57 @@ mod tests {
     #[test]
     fn idle_is_not_stalled_and_one_moving_node_clears_all() {
         let mut s = Stall::default();
-        assert!(!s.observe(&[], 100, 1_000_000));
-        assert!(!s.observe(&[flight(1, 10), flight(2, 950)], 100, 1_000));
-        assert!(s.observe(&[flight(1, 10), flight(2, 950)], 100, 1_050));
+        assert!(!s.observe(&[], 0, 100, 1_000_000));
+        assert!(!s.observe(&[flight(1, 10), flight(2, 950)], 0, 100, 1_000));
+        assert!(s.observe(&[flight(1, 10), flight(2, 950)], 0, 100, 1_050));
         assert!(s.is_stalled() && !s.wants_proof());
         assert!(!s.proved(), "requests in flight: no proof is wanted");
-        assert!(s.observe(&[flight(1, 10), flight(2, 1_060)], 100, 1_070));
+        assert!(s.observe(&[flight(1, 10), flight(2, 1_060)], 0, 100, 1_070));
         assert_eq!(s, Stall::Moving);
     }
 
     #[test]
     fn a_request_that_begins_is_no_progress() {
         let mut s = Stall::default();
-        s.observe(&[flight(1, 0)], 100, 100);
-        assert!(!s.observe(&[flight(1, 0), flight(2, 105)], 100, 106));
+        s.observe(&[flight(1, 0)], 0, 100, 100);
+        assert!(!s.observe(&[flight(1, 0), flight(2, 105)], 0, 100, 106));
         // Node 1's requests end, then it begins another one: a new baseline.
-        assert!(!s.observe(&[flight(2, 105)], 100, 110));
-        assert!(!s.observe(&[flight(1, 120), flight(2, 105)], 100, 121));
-        assert!(s.observe(&[flight(1, 130), flight(2, 105)], 100, 131));
+        assert!(!s.observe(&[flight(2, 105)], 0, 100, 110));
+        assert!(!s.observe(&[flight(1, 120), flight(2, 105)], 0, 100, 121));
+        assert!(s.observe(&[flight(1, 130), flight(2, 105)], 0, 100, 131));
     }
 
     #[test]
     fn proof_counts_only_when_nothing_is_in_flight() {
         let mut s = Stall::default();
-        s.observe(&[flight(1, 0)], 100, 100);
-        assert!(!s.observe(&[], 100, 101));
+        s.observe(&[flight(1, 0)], 0, 100, 100);
+        assert!(!s.observe(&[], 0, 100, 101));
         assert!(s.wants_proof());
         assert!(s.proved() && !s.proved());
-        assert!(Stall::inherited().wants_proof());
-        assert!(Stall::inherited().process_gone());
+        assert!(Stall::inherited(5).wants_proof());
+        assert!(Stall::inherited(5).process_gone());
         assert!(!Stall::Moving.process_gone());
+    }
+
+    #[test]
+    fn the_engines_own_count_is_progress() {
+        let mut s = Stall::default();
+        assert!(!s.observe(&[flight(1, 0)], 50, 100, 149));
+        assert!(s.observe(&[flight(1, 0)], 50, 100, 150));
+        assert!(!s.observe(&[flight(1, 0)], 150, 100, 160));
+        assert!(s.observe(&[flight(1, 0)], 161, 100, 162));
+        assert!(!s.is_stalled());
     }
 
     proptest! {
         /// It stalls exactly when something is in flight and nothing in flight has moved within the timeout.
         #[test]
-        fn stalls_when_all_are_quiet(progress in prop::collection::vec(0u64..1000, 0..6), now in 0u64..1500) {
+        fn stalls_when_all_are_quiet(progress in prop::collection::vec(0u64..1000, 0..6), counted in 0u64..1000, now in 0u64..1500) {
             let flights: Vec<Flight> =
                 progress.iter().zip(1..).map(|(at, node)| flight(node, *at)).collect();
             let mut s = Stall::default();
-            let stalled = s.observe(&flights, 200, now);
-            prop_assert_eq!(stalled, !progress.is_empty() && progress.iter().all(|at| at + 200 <= now));
+            let stalled = s.observe(&flights, counted, 200, now);
+            prop_assert_eq!(stalled, !progress.is_empty() && progress.iter().chain([&counted]).all(|at| at + 200 <= now));
             prop_assert_eq!(stalled, s.is_stalled());
         }
     }

@@ -18,6 +18,8 @@ pub struct Scrape {
     pub adapters: Vec<String>,
     /// Whether the engine sleeps, if the page says.
     pub sleeping: Option<bool>,
+    /// Tokens read and written since the engine's start, if the page counts them: a change shows that tokens move.
+    pub tokens: Option<f64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,7 @@ enum Figure {
     KvUsage,
     LoraInfo,
     SleepState,
+    Tokens,
 }
 
 /// Families by engine. Triton's have the figure in a label instead.
@@ -38,6 +41,14 @@ const FAMILIES: &[(Engine, &str, Figure)] = &[
     (Engine::Vllm, "vllm:gpu_cache_usage_perc", Figure::KvUsage),
     (Engine::Vllm, "vllm:lora_requests_info", Figure::LoraInfo),
     (Engine::Vllm, "vllm:engine_sleep_state", Figure::SleepState),
+    (Engine::Vllm, "vllm:prompt_tokens_total", Figure::Tokens),
+    (Engine::Vllm, "vllm:generation_tokens_total", Figure::Tokens),
+    (Engine::Sglang, "sglang:prompt_tokens_total", Figure::Tokens),
+    (
+        Engine::Sglang,
+        "sglang:generation_tokens_total",
+        Figure::Tokens,
+    ),
     (Engine::Sglang, "sglang:num_running_reqs", Figure::Running),
     (Engine::Sglang, "sglang:num_queue_reqs", Figure::Waiting),
     (Engine::Sglang, "sglang:token_usage", Figure::KvUsage),
@@ -70,6 +81,7 @@ struct Found {
     waiting: BTreeMap<Series, f64>,
     kv_usage: BTreeMap<Series, f64>,
     awake: BTreeMap<Series, f64>,
+    tokens: Option<f64>,
     /// Value (a time stamp) and adapters of the newest series.
     adapters: Option<(f64, Vec<String>)>,
 }
@@ -106,6 +118,7 @@ pub fn parse(page: &[u8], rank: Option<u32>) -> Scrape {
             kv_cache_usage: mean(&found.kv_usage, rank),
         },
         adapters: found.adapters.map(|(_, names)| names).unwrap_or_default(),
+        tokens: found.tokens,
         sleeping: mean(&found.awake, rank).map(|awake| awake == 0.0),
     }
 }
@@ -119,6 +132,10 @@ impl Found {
                 Figure::Waiting => keep(&mut self.waiting, sample),
                 Figure::KvUsage => keep(&mut self.kv_usage, sample),
                 Figure::LoraInfo => self.adapters(sample),
+                Figure::Tokens if sample.value.is_finite() => {
+                    *self.tokens.get_or_insert(0.0) += sample.value;
+                }
+                Figure::Tokens => {}
                 Figure::SleepState => {
                     if sample.label("sleep_state") == Some("awake") {
                         keep(&mut self.awake, sample);

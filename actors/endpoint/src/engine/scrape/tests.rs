@@ -24,6 +24,7 @@ fn vllm() {
     assert_eq!(s.load, load(5, 2, 0.25));
     assert_eq!(s.adapters, ["sql-lora", "tweet-lora"]);
     assert_eq!(s.sleeping, Some(false));
+    assert_eq!(s.tokens, Some(1234.0));
 }
 
 #[test]
@@ -46,6 +47,7 @@ fn sglang_tensor_ranks_repeat_and_data_ranks_add_up() {
 fn tensorrt_llm() {
     let s = parse(TRTLLM.as_bytes(), None);
     assert_eq!((s.engine, s.load), (Engine::Trtllm, load(8, 1, 0.75)));
+    assert_eq!(s.tokens, None);
 }
 
 #[test]
