@@ -193,9 +193,8 @@ impl Node {
                     }
                 }
                 event = events.recv() => match event {
-                    Ok(PlaneEvent::Health { endpoint, health, why }) => {
-                        info!(%endpoint, ?health, why, "endpoint");
-                    }
+                    // Its actor has logged it.
+                    Ok(PlaneEvent::Health { .. }) => {}
                     Ok(PlaneEvent::Discovery { pool, why }) => warn!(%pool, why, "discovery"),
                     Ok(PlaneEvent::NodeIdUsedTwice { node_id, .. }) => {
                         error!(node_id, "two live processes say that they are this node: was a data directory copied?");
