@@ -105,6 +105,27 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
+/// What is wrong, with the name of the field where the JSON itself is right: serde's own words have only line and column.
+fn explain(error: &serde_json::Error, body: &[u8]) -> String {
+    type Check = fn(&serde_json::Value) -> bool;
+    let expected: [(&str, Check, &str); 6] = [
+        ("model", serde_json::Value::is_string, "a string"),
+        ("stream", serde_json::Value::is_boolean, "true or false"),
+        ("stream_options", serde_json::Value::is_object, "an object"),
+        ("max_tokens", serde_json::Value::is_u64, "a whole number"),
+        ("max_completion_tokens", serde_json::Value::is_u64, "a whole number"),
+        ("max_output_tokens", serde_json::Value::is_u64, "a whole number"),
+    ];
+    let fields = serde_json::from_slice::<serde_json::Map<_, _>>(body).unwrap_or_default();
+    let wrong = expected.iter().find(|(name, right, _)| {
+        fields.get(*name).is_some_and(|value| !value.is_null() && !right(value))
+    });
+    match wrong {
+        Some((name, _, must_be)) => format!("`{name}` must be {must_be}"),
+        None => error.to_string(),
+    }
+}
+
 impl<'a> RequestInfo<'a> {
     /// Parses the body of a POST to one of the known APIs.
     ///
@@ -116,7 +137,7 @@ impl<'a> RequestInfo<'a> {
             return Err(ParseError::Json("expected a JSON object".into()));
         }
         let fields: Fields<'a> =
-            serde_json::from_slice(body).map_err(|e| ParseError::Json(e.to_string()))?;
+            serde_json::from_slice(body).map_err(|e| ParseError::Json(explain(&e, body)))?;
         let model = fields
             .model
             .map(|m| m.0)
@@ -198,6 +219,14 @@ mod tests {
         ] {
             let got = RequestInfo::parse(Api::Chat, body.as_bytes());
             assert!(matches!(got, Err(ParseError::Json(_))), "{body}: {got:?}");
+        }
+        for (body, said) in [
+            (r#"{"model":1}"#, "`model` must be a string"),
+            (r#"{"model":"m","max_tokens":-1}"#, "`max_tokens` must be a whole number"),
+            (r#"{"model":"m","model":"n"}"#, "duplicate field `model`"),
+        ] {
+            let error = RequestInfo::parse(Api::Chat, body.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
         }
         for body in ["{}", r#"{"model":""}"#, r#"{"model":null}"#] {
             assert_eq!(
