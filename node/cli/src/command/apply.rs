@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::{
     endpoint::wait_until_ready,
-    source::{Declared, read_all},
+    source::{Declared, Warnings, read_all},
 };
 use crate::{
     EXIT_CODES, Exit, Failure, Io,
@@ -95,7 +95,15 @@ impl Expected {
 
 pub(super) async fn execute(args: ApplyArgs, io: &mut Io<'_>) -> Result<Exit, Failure> {
     let client = Client::new(&args.client)?;
-    let declared = read_all(&args.file, args.strict, io)?;
+    let declared = read_all(
+        &args.file,
+        if args.strict {
+            Warnings::Refuse
+        } else {
+            Warnings::Tell
+        },
+        io,
+    )?;
     let requests = requests(&declared, args.expected_version)?;
 
     let mut checked = Vec::new();

@@ -7,7 +7,6 @@ use quorate_proto::v1::{
     PromoteRequest, RemoveNodeRequest, ReplaceRequest, Role, TransferLeadershipRequest,
 };
 
-use super::get::rounded;
 use crate::{
     EXIT_CODES, Exit, Failure, Io,
     client::{Client, ClientArgs, new_key},
@@ -334,7 +333,7 @@ fn write_table(status: &ClusterStatusResponse, io: &mut Io<'_>) -> Result<(), Fa
             member
                 .last_contact
                 .as_ref()
-                .map(|t| duration::text_of(&rounded(t)))
+                .map(duration::short)
                 .unwrap_or_default(),
             node.control_address,
             node.gateway_address,

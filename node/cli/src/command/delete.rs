@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use quorate_proto::v1::{DeleteRequest, Kind};
 
-use super::{source::read_all, target};
+use super::{
+    source::{Warnings, read_all},
+    target,
+};
 use crate::{
     EXIT_CODES, Exit, Failure, Io,
     client::{Client, ClientArgs, new_key},
@@ -50,7 +53,7 @@ pub(super) async fn execute(args: DeleteArgs, io: &mut Io<'_>) -> Result<Exit, F
         target::parse_names(&args.target)?
     } else {
         // In the order of application, backwards: what refers to something goes before it.
-        let declared = read_all(&args.file, false, io)?;
+        let declared = read_all(&args.file, Warnings::Ignore, io)?;
         declared
             .iter()
             .rev()

@@ -9,7 +9,7 @@ use quorate_proto::v1::{
 
 use super::{
     endpoint::{self, describe_all, percent, state_table, state_word, status_tree},
-    get::{Filter, get, list, rounded},
+    get::{Filter, get, list},
     target,
 };
 use crate::{
@@ -226,7 +226,7 @@ fn endpoint_text(
     let read = status
         .load_age
         .as_ref()
-        .map(|age| format!(" (read {} ago)", duration::text_of(&rounded(age))));
+        .map(|age| format!(" (read {} ago)", duration::short(age)));
     let load = if figures.is_empty() {
         "never read".to_owned()
     } else {
@@ -338,7 +338,7 @@ async fn about_node(client: &Client, name: &str) -> Result<About, Failure> {
             let contact = member
                 .last_contact
                 .as_ref()
-                .map(|t| format!("{} ago", duration::text_of(&rounded(t))));
+                .map(|t| format!("{} ago", duration::short(t)));
             lines.put("  Last contact", &contact.unwrap_or_default());
             tree.put("role", role);
             tree.put("leader", leads);

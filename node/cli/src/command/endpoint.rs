@@ -287,7 +287,7 @@ async fn wait_until_quiet(
             writeln!(io.out, "endpoint/{name} drained")?;
             return Ok(());
         }
-        if !quiet && told != Some(status.total_in_flight) {
+        if status.total_in_flight > 0 && told != Some(status.total_in_flight) {
             writeln!(
                 io.err,
                 "endpoint/{name}: {} in flight",

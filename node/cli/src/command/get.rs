@@ -235,7 +235,7 @@ fn tell_age(stale: bool, stamp: Option<&ReadStamp>, io: &mut Io<'_>) -> Result<(
     }
     let Some(stamp) = stamp else { return Ok(()) };
     let age = match &stamp.age {
-        Some(age) => format!("at most {} old", duration::text_of(&rounded(age))),
+        Some(age) => format!("at most {} old", duration::short(age)),
         None => "of unknown age: it has not heard of a leader since it started".to_owned(),
     };
     writeln!(
@@ -244,11 +244,4 @@ fn tell_age(stale: bool, stamp: Option<&ReadStamp>, io: &mut Io<'_>) -> Result<(
         stamp.node_id, stamp.applied_index
     )?;
     Ok(())
-}
-
-/// To milliseconds, upwards: an age is a bound.
-pub(super) fn rounded(age: &prost_types::Duration) -> prost_types::Duration {
-    let exact = std::time::Duration::try_from(*age).unwrap_or_default();
-    let millis = u64::try_from(exact.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-    prost_types::Duration::try_from(std::time::Duration::from_millis(millis)).unwrap_or(*age)
 }

@@ -39,10 +39,21 @@ impl Declared {
     }
 }
 
+/// What becomes of warnings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Warnings {
+    /// They are told.
+    Tell,
+    /// They are told and count as errors.
+    Refuse,
+    /// What is not applied does not matter.
+    Ignore,
+}
+
 /// Reads and checks all files. Documents come in the order in which they can be applied: what is referred to first.
 pub(super) fn read_all(
     paths: &[PathBuf],
-    strict: bool,
+    on_warning: Warnings,
     io: &mut Io<'_>,
 ) -> Result<Vec<Declared>, Failure> {
     let mut declared = Vec::new();
@@ -82,10 +93,10 @@ pub(super) fn read_all(
             ));
         }
     }
-    for warning in &warnings {
+    for warning in warnings.iter().filter(|_| on_warning != Warnings::Ignore) {
         writeln!(io.err, "warning: {}", crate::output::plain(warning))?;
     }
-    if strict {
+    if on_warning == Warnings::Refuse {
         problems.extend(warnings);
     }
     if !problems.is_empty() {

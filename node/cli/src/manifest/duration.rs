@@ -114,6 +114,18 @@ pub fn text_of(duration: &prost_types::Duration) -> String {
     text(Duration::try_from(*duration).unwrap_or_default())
 }
 
+/// Writes a duration for people: in milliseconds, from one second on in tenths of a second; rounded up, because an age is a
+/// bound.
+pub fn short(duration: &prost_types::Duration) -> String {
+    let exact = Duration::try_from(*duration).unwrap_or_default();
+    let millis = exact.as_nanos().div_ceil(1_000_000);
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let tenths = millis.div_ceil(100);
+    format!("{}.{}s", tenths / 10, tenths % 10)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -134,6 +146,24 @@ mod tests {
             ("3ns", 3),
         ] {
             assert_eq!(parse_std(text).map(|d| d.as_nanos()), Ok(nanos), "{text}");
+        }
+    }
+
+    #[test]
+    fn short_forms_round_up() {
+        for (millis, micros, text) in [
+            (0, 0, "0ms"),
+            (0, 1, "1ms"),
+            (999, 0, "999ms"),
+            (999, 1, "1.0s"),
+            (3_065, 0, "3.1s"),
+            (61_000, 0, "61.0s"),
+        ] {
+            let duration = Duration::from_millis(millis) + Duration::from_micros(micros);
+            assert_eq!(
+                short(&prost_types::Duration::try_from(duration).unwrap()),
+                text
+            );
         }
     }
 

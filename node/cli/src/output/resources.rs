@@ -5,31 +5,40 @@ use std::{collections::BTreeMap, time::SystemTime};
 use quorate_proto::v1::{Kind, Metadata, Resource, discovery::Source, resource::Spec};
 
 use super::{Table, age};
-use crate::manifest::{Tree, engine_word};
+use crate::{
+    kind,
+    manifest::{Tree, engine_word},
+};
 
 /// Longest excerpt of a setting's value.
 const EXCERPT: usize = 60;
 
-/// A table of resources of one kind.
-pub fn table(kind: Kind, resources: &[Resource], wide: bool, now: SystemTime) -> Table {
-    let (narrow, more): (&[&str], &[&str]) = match kind {
+/// The columns after the name, and those of the wide form.
+fn columns(kind: Kind) -> (&'static [&'static str], &'static [&'static str]) {
+    match kind {
         Kind::Pool => (
-            &["NAME", "MODELS", "ENGINE", "DISCOVERY", "FALLBACK"],
+            &["MODELS", "ENGINE", "DISCOVERY", "FALLBACK"],
             &["SELECTOR", "PORTS", "PROTOCOL"],
         ),
         Kind::Endpoint => (
-            &["NAME", "POOL", "URL", "ENGINE", "REGION", "DRAINING"],
+            &["POOL", "URL", "ENGINE", "REGION", "DRAINING"],
             &["RANK", "SOURCE", "METRICS"],
         ),
         Kind::Node => (
-            &["NAME", "ID", "REGION", "CONTROL", "GATEWAY", "VERSION"],
+            &["ID", "REGION", "CONTROL", "GATEWAY", "VERSION"],
             &["PEER", "ADMIN", "INSTANCE"],
         ),
-        Kind::Region => (&["NAME", "DESCRIPTION"], &[]),
-        Kind::Setting => (&["NAME", "BYTES"], &["VALUE"]),
-        Kind::Unspecified => (&["NAME"], &[]),
-    };
-    let mut heading = narrow.to_vec();
+        Kind::Region => (&["DESCRIPTION"], &[]),
+        Kind::Setting => (&["BYTES"], &["VALUE"]),
+        Kind::Unspecified => (&[], &[]),
+    }
+}
+
+/// A table of resources of one kind.
+pub fn table(kind: Kind, resources: &[Resource], wide: bool, now: SystemTime) -> Table {
+    let (narrow, more) = columns(kind);
+    let mut heading = vec!["NAME"];
+    heading.extend_from_slice(narrow);
     heading.push("AGE");
     if wide {
         heading.extend_from_slice(more);
@@ -52,14 +61,17 @@ pub fn table(kind: Kind, resources: &[Resource], wide: bool, now: SystemTime) ->
     table
 }
 
-/// What a resource is, in a few words, for one line of a watch.
+/// What a resource is, for one line of a watch: `column=value` of whatever is set.
 pub fn summary(resource: &Resource) -> String {
+    let (narrow, _) = columns(kind::of(resource));
     let (cells, _) = cells(resource);
-    cells
-        .into_iter()
-        .filter(|cell| !cell.is_empty())
+    let set = narrow
+        .iter()
+        .zip(cells)
+        .filter(|(_, cell)| !cell.is_empty());
+    set.map(|(column, cell)| format!("{}={cell}", column.to_lowercase()))
         .collect::<Vec<_>>()
-        .join("  ")
+        .join(" ")
 }
 
 /// `key=value,key=value`
