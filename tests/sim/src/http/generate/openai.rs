@@ -1,0 +1,237 @@
+//! OpenAI's chat and text completions, with vLLM's additions.
+
+use super::{Job, model, positive, run, total};
+use crate::http::Call;
+use crate::http::body::SimBody;
+use crate::http::error::ApiError;
+use crate::http::input::{self, Message};
+use crate::http::shapes::chat::Chat;
+use crate::http::shapes::completion::Completion;
+use crate::http::shapes::{Head, StreamOptions};
+use crate::live::unix_now;
+use crate::text::Sampling;
+use crate::tokenizer;
+use http::Response;
+use http::header::HeaderName;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+const FORCE_CACHE_THRESHOLD: HeaderName =
+    HeaderName::from_static("x-cache-threshold-finish-reason");
+
+/// The body of chat and text completions.
+#[derive(Deserialize)]
+struct OpenAi<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    messages: Option<Vec<Message<'a>>>,
+    #[serde(borrow, default)]
+    prompt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tools: Option<&'a RawValue>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    stream_options: Option<Options>,
+    #[serde(default)]
+    max_tokens: Option<i64>,
+    #[serde(default)]
+    max_completion_tokens: Option<i64>,
+    #[serde(default)]
+    min_tokens: Option<i64>,
+    #[serde(default)]
+    n: Option<i64>,
+    #[serde(borrow, default)]
+    stop: Option<&'a RawValue>,
+    #[serde(default)]
+    stop_token_ids: Option<Vec<u32>>,
+    #[serde(default)]
+    include_stop_str_in_output: Option<bool>,
+    #[serde(default)]
+    seed: Option<i64>,
+    #[serde(default)]
+    ignore_eos: Option<bool>,
+    #[serde(default)]
+    echo: Option<bool>,
+    #[serde(default)]
+    temperature: Option<f64>,
+    #[serde(default)]
+    top_p: Option<f64>,
+    #[serde(borrow, default)]
+    cache_salt: Option<Cow<'a, str>>,
+    #[serde(default)]
+    cache_hit_threshold: Option<f64>,
+}
+
+#[derive(Deserialize, Default)]
+struct Options {
+    #[serde(default)]
+    include_usage: Option<bool>,
+    #[serde(default)]
+    continuous_usage_stats: Option<bool>,
+}
+
+impl OpenAi<'_> {
+    fn sampling(&self, default_max: Option<u32>) -> Result<Sampling, ApiError> {
+        if self.temperature.is_some_and(|t| t.is_nan() || t < 0.0) {
+            return Err(ApiError::bad("`temperature` must not be negative.").param("temperature"));
+        }
+        if self
+            .top_p
+            .is_some_and(|p| p.is_nan() || p <= 0.0 || p > 1.0)
+        {
+            return Err(ApiError::bad("`top_p` must be above 0 and at most 1.").param("top_p"));
+        }
+        let max_tokens = match positive(self.max_completion_tokens, "max_completion_tokens")? {
+            Some(limit) => Some(limit),
+            None => positive(self.max_tokens, "max_tokens")?.or(default_max),
+        };
+        let min_tokens = match self.min_tokens {
+            None => 0,
+            Some(min) => u32::try_from(min).map_err(|_| {
+                ApiError::bad("`min_tokens` must not be negative.").param("min_tokens")
+            })?,
+        };
+        if max_tokens.is_some_and(|max| min_tokens > max) {
+            return Err(
+                ApiError::bad("`min_tokens` must not be above `max_tokens`.").param("min_tokens"),
+            );
+        }
+        Ok(Sampling {
+            max_tokens,
+            min_tokens,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            stop: input::texts(self.stop, "stop")?,
+            stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
+            seed: self.seed.map(|seed| seed as u64),
+            include_stop: self.include_stop_str_in_output.unwrap_or(false),
+        })
+    }
+
+    fn stream_options(&self, stream: bool) -> Result<StreamOptions, ApiError> {
+        match &self.stream_options {
+            None => Ok(StreamOptions::default()),
+            Some(_) if !stream => Err(ApiError::bad(
+                "Stream options can only be defined when `stream=True`.",
+            )
+            .param("stream_options")),
+            Some(options) => {
+                let include_usage = options.include_usage.unwrap_or(false);
+                let continuous = options.continuous_usage_stats.unwrap_or(false);
+                Ok(StreamOptions {
+                    include_usage,
+                    continuous_usage: include_usage && continuous,
+                })
+            }
+        }
+    }
+}
+
+fn threshold(call: &Call, asked: Option<f64>) -> Result<Option<f64>, ApiError> {
+    if call
+        .headers
+        .get(&FORCE_CACHE_THRESHOLD)
+        .is_some_and(|value| value == "true")
+    {
+        // More than everything: never met.
+        return Ok(Some(f64::INFINITY));
+    }
+    if asked.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+        return Err(
+            ApiError::bad("`cache_hit_threshold` must be between 0 and 1.")
+                .param("cache_hit_threshold"),
+        );
+    }
+    Ok(asked.or(call.live.config().cache_hit_threshold))
+}
+
+/// `POST /v1/chat/completions`.
+pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
+    let body = call.body.clone();
+    let mut request: OpenAi<'_> = input::parse(&body)?;
+    let chat = input::chat(request.messages.take(), request.tools)?;
+    let model = model(&call.live, request.model.as_deref())?;
+    let n = positive(request.n, "n")?.unwrap_or(1);
+    let stream = request.stream.unwrap_or(false);
+    let options = request.stream_options(stream)?;
+    let head = Head {
+        id: format!("chatcmpl-{}", call.id),
+        model: model.name.clone(),
+        created: unix_now() as u64,
+        prompt_tokens: chat.tokens.len() as u32,
+        n,
+    };
+    let echo = chat
+        .tokens
+        .get(chat.echo)
+        .map(<[u32]>::to_vec)
+        .unwrap_or_default();
+    let job = Job {
+        echo: vec![echo],
+        prompts: vec![chat.tokens],
+        n,
+        sampling: request.sampling(None)?,
+        lora: model.lora(),
+        root: model.root(request.cache_salt.as_deref()),
+        cache_hit_threshold: threshold(&call, request.cache_hit_threshold)?,
+        stream,
+    };
+    run(
+        call,
+        job,
+        Box::new(Chat {
+            head,
+            options,
+            opened: false,
+        }),
+    )
+    .await
+}
+
+/// `POST /v1/completions`.
+pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
+    let body = call.body.clone();
+    let request: OpenAi<'_> = input::parse(&body)?;
+    let prompts = input::prompts(request.prompt, "prompt")?;
+    let model = model(&call.live, request.model.as_deref())?;
+    let n = positive(request.n, "n")?.unwrap_or(1);
+    let stream = request.stream.unwrap_or(false);
+    let options = request.stream_options(stream)?;
+    let head = Head {
+        id: format!("cmpl-{}", call.id),
+        model: model.name.clone(),
+        created: unix_now() as u64,
+        prompt_tokens: total(&prompts),
+        n,
+    };
+    let echo = match request.echo {
+        Some(true) => prompts
+            .iter()
+            .map(|prompt| tokenizer::detokenize(prompt))
+            .collect(),
+        _ => Vec::new(),
+    };
+    let job = Job {
+        prompts,
+        echo: Vec::new(),
+        n,
+        // OpenAI's and vLLM's default for this API.
+        sampling: request.sampling(Some(16))?,
+        lora: model.lora(),
+        root: model.root(request.cache_salt.as_deref()),
+        cache_hit_threshold: threshold(&call, request.cache_hit_threshold)?,
+        stream,
+    };
+    run(
+        call,
+        job,
+        Box::new(Completion {
+            head,
+            options,
+            echo,
+        }),
+    )
+    .await
+}
