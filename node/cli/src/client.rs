@@ -12,7 +12,8 @@ use std::{
 use quorate_proto::v1::{cluster_client, endpoints_client, resources_client};
 use tokio::time::Instant;
 use tonic::{
-    Code, Response, Status,
+    Code, Request, Response, Status,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_types::StatusExt as _;
@@ -29,12 +30,27 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Wait before a round of calls is repeated, unless the server names another.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// A connection on which each call says how long the caller waits.
+pub type Timed = InterceptedService<Channel, Deadline>;
 /// Client of `quorate.v1.Resources`.
-pub type Resources = resources_client::ResourcesClient<Channel>;
+pub type Resources = resources_client::ResourcesClient<Timed>;
 /// Client of `quorate.v1.Endpoints`.
-pub type Endpoints = endpoints_client::EndpointsClient<Channel>;
+pub type Endpoints = endpoints_client::EndpointsClient<Timed>;
 /// Client of `quorate.v1.Cluster`.
-pub type Cluster = cluster_client::ClusterClient<Channel>;
+pub type Cluster = cluster_client::ClusterClient<Timed>;
+
+/// Tells the server until when an answer is of use, so that it can say why there is none instead of being cut off.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Instant);
+
+impl Interceptor for Deadline {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        // A little later than our own clock ends the call: that one knows which node it was and what was tried.
+        let left = self.0.saturating_duration_since(Instant::now());
+        request.set_timeout(left + Duration::from_millis(50));
+        Ok(request)
+    }
+}
 
 /// Which nodes to talk to and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -97,22 +113,33 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub struct Link {
     channel: Channel,
+    deadline: Instant,
 }
 
 impl Link {
+    fn timed(&self) -> Timed {
+        InterceptedService::new(self.channel.clone(), Deadline(self.deadline))
+    }
+
     /// Declared state.
     pub fn resources(&self) -> Resources {
-        Resources::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        Resources::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Declared state, for a watch, which has no end.
+    pub fn watches(&self) -> resources_client::ResourcesClient<Channel> {
+        resources_client::ResourcesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Live state of endpoints.
     pub fn endpoints(&self) -> Endpoints {
-        Endpoints::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        Endpoints::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Membership.
     pub fn cluster(&self) -> Cluster {
-        Cluster::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        Cluster::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 }
 
@@ -226,7 +253,7 @@ impl Client {
                     continue;
                 }
             };
-            match tokio::time::timeout_at(deadline, send(Link { channel })).await {
+            match tokio::time::timeout_at(deadline, send(Link { channel, deadline })).await {
                 Err(_) => {
                     let message = format!(
                         "{} did not answer within {}",

@@ -1,5 +1,6 @@
 //! Live state of endpoints, and draining them.
 
+use super::deadline::patience;
 use super::{ControlContext, status};
 use quorate_proto::store::v1::{Command, PutResource, command::Op, rejection::Code as Refusal};
 use quorate_proto::v1::{
@@ -9,6 +10,7 @@ use quorate_proto::v1::{
 };
 use quorate_raft::state::{ResourceExt as _, validate};
 use quorate_raft::{Consistency, ProposeError};
+use std::time::Duration;
 use tonic::{Code, Request, Response, Status};
 
 /// How often a drain is tried while others write the same endpoint.
@@ -27,14 +29,13 @@ impl Service {
     async fn try_drain(
         &self,
         request: &DrainEndpointRequest,
+        patience: Duration,
     ) -> Result<Option<v1::Resource>, Status> {
         let name = request.name.as_str();
         let (view, _) = self
             .context
-            .cluster
-            .read(Consistency::Linearizable)
-            .await
-            .map_err(status::read)?;
+            .read(Consistency::Linearizable, patience)
+            .await?;
         let mut resource = view
             .get(Kind::Endpoint, name)
             .map(|resource| v1::Resource::clone(resource))
@@ -57,7 +58,7 @@ impl Service {
             op: Some(op),
             ..Command::default()
         };
-        match self.context.cluster.propose(command).await {
+        match self.context.propose(command, patience).await {
             Ok(applied) => Ok(Some(v1::Resource::clone(&applied.resource))),
             Err(ProposeError::Rejected(rejection))
                 if rejection.code() == Refusal::VersionConflict =>
@@ -102,10 +103,11 @@ impl Endpoints for Service {
         &self,
         request: Request<DrainEndpointRequest>,
     ) -> Result<Response<DrainEndpointResponse>, Status> {
+        let patience = patience(request.metadata());
         let request = request.into_inner();
         validate::idempotency_key(&request.idempotency_key).map_err(status::field)?;
         for _ in 0..DRAIN_ATTEMPTS {
-            if let Some(resource) = self.try_drain(&request).await? {
+            if let Some(resource) = self.try_drain(&request, patience).await? {
                 tracing::info!(
                     endpoint = request.name,
                     drain = request.drain,

@@ -5,6 +5,7 @@
 //! bad input costs no log entry.
 
 mod cluster;
+mod deadline;
 mod endpoints;
 mod health;
 mod resources;
@@ -14,14 +15,17 @@ mod status;
 mod tests;
 
 use quorate_endpoint::PlaneHandle;
+use quorate_proto::store::v1::Command;
 use quorate_proto::v1::{
     cluster_server::ClusterServer, endpoints_server::EndpointsServer,
     resources_server::ResourcesServer,
 };
-use quorate_raft::Cluster;
+use quorate_raft::state::ControlView;
+use quorate_raft::{Applied, Cluster, Consistency, ProposeError, ReadStamp};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::{Status, service::Routes};
 
 /// Largest request that is read. A log entry holds less; a larger resource gets an error that says so.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
@@ -35,6 +39,21 @@ pub struct ControlContext {
     pub plane: Arc<PlaneHandle>,
     /// Ends watches, which never end by themselves.
     pub stop: CancellationToken,
+}
+
+impl ControlContext {
+    async fn read(
+        &self,
+        consistency: Consistency,
+        patience: Duration,
+    ) -> Result<(Arc<ControlView>, ReadStamp), Status> {
+        let read = self.cluster.read_within(consistency, patience).await;
+        read.map_err(|error| status::unavailable(error.to_string()))
+    }
+
+    async fn propose(&self, command: Command, patience: Duration) -> Result<Applied, ProposeError> {
+        self.cluster.propose_within(command, patience).await
+    }
 }
 
 /// All services. Call it on the runtime that will serve them.

@@ -1,5 +1,6 @@
 //! Declared state: apply, delete, get, list, watch.
 
+use super::deadline::patience;
 use super::{ControlContext, status};
 use futures_util::{Stream, StreamExt as _, stream};
 use prost::Message as _;
@@ -35,13 +36,12 @@ impl Service {
         &self,
         command: &Command,
         name: &str,
+        patience: Duration,
     ) -> Result<Response<ApplyResponse>, Status> {
         let (view, _) = self
             .context
-            .cluster
-            .read(Consistency::Linearizable)
-            .await
-            .map_err(status::read)?;
+            .read(Consistency::Linearizable, patience)
+            .await?;
         let command = Command {
             origin_node_id: self.context.cluster.node_id(),
             time_unix_ms: unix_ms(),
@@ -119,6 +119,7 @@ impl Resources for Service {
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
+        let patience = patience(request.metadata());
         let ApplyRequest {
             idempotency_key,
             expected_version,
@@ -145,12 +146,11 @@ impl Resources for Service {
             ..Command::default()
         };
         if validate_only {
-            return self.check(&command, &name).await;
+            return self.check(&command, &name, patience).await;
         }
         let applied = self
             .context
-            .cluster
-            .propose(command)
+            .propose(command, patience)
             .await
             .map_err(|error| status::proposed(error, kind, &name))?;
         tracing::debug!(
@@ -170,6 +170,7 @@ impl Resources for Service {
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
+        let patience = patience(request.metadata());
         let DeleteRequest {
             idempotency_key,
             expected_version,
@@ -191,8 +192,7 @@ impl Resources for Service {
         };
         let applied = self
             .context
-            .cluster
-            .propose(command)
+            .propose(command, patience)
             .await
             .map_err(|error| status::proposed(error, kind, &name))?;
         tracing::debug!(kind = kind.as_str_name(), name, "deleted");
@@ -202,15 +202,11 @@ impl Resources for Service {
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let patience = patience(request.metadata());
         let request = request.into_inner();
         let kind = known_kind(request.kind)?;
         let consistency = consistency(request.consistency)?;
-        let (view, read) = self
-            .context
-            .cluster
-            .read(consistency)
-            .await
-            .map_err(status::read)?;
+        let (view, read) = self.context.read(consistency, patience).await?;
         let resource = view
             .get(kind, &request.name)
             .ok_or_else(|| status::not_found(kind, &request.name))?;
@@ -221,6 +217,7 @@ impl Resources for Service {
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let patience = patience(request.metadata());
         let request = request.into_inner();
         let kind = known_kind(request.kind)?;
         if !request.pool.is_empty() && kind != Kind::Endpoint {
@@ -238,10 +235,8 @@ impl Resources for Service {
         };
         let (view, read) = self
             .context
-            .cluster
-            .read(consistency(request.consistency)?)
-            .await
-            .map_err(status::read)?;
+            .read(consistency(request.consistency)?, patience)
+            .await?;
         let page_of = |size| {
             view.page(kind, &filter, &request.page_token, size)
                 .map_err(|error| status::invalid("page_token", error.to_string()))

@@ -4,7 +4,7 @@ use quorate_proto::store::v1::{Rejection, rejection::Code as Refusal};
 use quorate_proto::v1::Kind;
 use quorate_raft::state::{kind_name, validate::FieldError};
 use quorate_raft::watch::WatchError;
-use quorate_raft::{ChangeError, ProposeError, ReadError};
+use quorate_raft::{ChangeError, ProposeError};
 use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -88,11 +88,6 @@ pub fn proposed(error: ProposeError, kind: Kind, name: &str) -> Status {
             unavailable(error.to_string())
         }
     }
-}
-
-/// A read that could not be served.
-pub fn read(error: ReadError) -> Status {
-    unavailable(error.to_string())
 }
 
 /// A membership change that did not happen.

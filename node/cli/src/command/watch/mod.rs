@@ -80,7 +80,7 @@ pub(super) async fn execute(args: WatchArgs, io: &mut Io<'_>) -> Result<Exit, Fa
             resume_token: follower.resume_token().to_owned(),
         };
         let why = match client
-            .call(async |link| link.resources().watch(request.clone()).await)
+            .call(async |link| link.watches().watch(request.clone()).await)
             .await
         {
             Ok(stream) => {
