@@ -66,6 +66,8 @@ pub struct Start {
 pub struct Process {
     name: String,
     child: tokio::process::Child,
+    /// Held here, because waiting for a child closes what it holds itself, and the process would take that for its end.
+    _stdin: Option<tokio::process::ChildStdin>,
     log: PathBuf,
     log_from: u64,
 }
@@ -91,7 +93,7 @@ impl Process {
             .open(&start.log)
             .with_context(|| format!("cannot write {}", start.log.display()))?;
         let log_from = log.metadata()?.len();
-        let child = command
+        let mut child = command
             .args(&start.args)
             .envs(start.env.iter().map(|(key, value)| (key, value)))
             .env("QUORATE_STOP_WITH_STDIN", "1")
@@ -105,6 +107,7 @@ impl Process {
             .with_context(|| format!("cannot start {}", start.name))?;
         Ok(Self {
             name: start.name.clone(),
+            _stdin: child.stdin.take(),
             child,
             log: start.log.clone(),
             log_from,

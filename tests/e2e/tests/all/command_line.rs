@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use quorate_tests::http::{get, metric};
-use quorate_tests::{Fleet, Load, cli};
+use quorate_tests::{Fleet, Load, cli, until};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -72,14 +72,16 @@ async fn a_day_of_an_operator() -> anyhow::Result<()> {
         .cli_with(&ALL, &["apply", "-f", "-"], labelled)
         .await?
         .ok()?;
-    let unhealthy = fleet
-        .cli(&ALL, &["describe", "endpoint", "chosen"])
-        .await?
-        .ok()?;
-    ensure!(
-        unhealthy.contains("from-llm-d"),
-        "the pool's selector did not match:\n{unhealthy}"
-    );
+    let other = labelled.replace("chosen", "left-out").replace("app: vllm", "app: other");
+    fleet.cli_with(&ALL, &["apply", "-f", "-"], &other).await?.ok()?;
+    for (name, state) in [("chosen", "unhealthy"), ("left-out", "no pool")] {
+        until(&format!("{name} to be {state}"), SOON, async || {
+            let described = fleet.cli(&ALL, &["describe", "endpoint", name]).await?.ok()?;
+            ensure!(described.contains(state), "{described}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
 
     // Exit codes that scripts can rely on.
     fleet

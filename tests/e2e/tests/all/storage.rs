@@ -156,7 +156,9 @@ async fn a_damaged_log_is_refused_and_the_node_replaced() -> anyhow::Result<()> 
     refuses_damage(&mut fleet, "the identity is edited", |dir| {
         let path = dir.join("identity");
         let text = std::fs::read_to_string(&path)?;
-        std::fs::write(&path, text.replace("node 3", "node 2"))?;
+        let edited = text.replace("\nnode ", "\nnode 1");
+        ensure!(edited != text, "no node id in {text}");
+        std::fs::write(&path, edited)?;
         Ok(path)
     })
     .await?;
