@@ -1,5 +1,9 @@
 //! One endpoint as the hot path sees it: fixed facts, and atomics that actors and gateway write.
 
+mod reservation;
+
+pub use reservation::{Failure, Reservation};
+
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
 use crate::target::Target;
 use arc_swap::ArcSwap;
@@ -73,21 +77,6 @@ pub struct LoadFigures {
     pub waiting: Option<u32>,
     /// Share of KV-cache blocks in use, 0 to 1.
     pub kv_cache_usage: Option<f32>,
-}
-
-/// How a request to an endpoint failed, as far as it says something about the endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// No connection: refused, unreachable, TLS failed, or the connect timeout passed.
-    Connect,
-    /// The connection broke before or within the response.
-    Reset,
-    /// 502, 503 or 504.
-    Status(u16),
-    /// No response head within the first-byte timeout.
-    FirstByteTimeout,
-    /// No byte of the body within the idle timeout.
-    IdleTimeout,
 }
 
 /// Told at once about what the gateway finds out, so that the endpoint's actor need not poll. Must not block.
@@ -357,60 +346,13 @@ impl Endpoint {
             self.progress_at.store(now, Relaxed);
         }
         self.tell_in_flight();
-        Some(Reservation {
-            endpoint: Arc::clone(self),
-            trial,
-        })
+        Some(Reservation::new(self, trial))
     }
 
     fn tell_in_flight(&self) {
         if let Some(observer) = &self.observer {
             observer.in_flight_changed();
         }
-    }
-}
-
-/// One request's place on an endpoint: counted from the pick until this is dropped. The gateway tells it how the request goes.
-#[derive(Debug)]
-pub struct Reservation {
-    endpoint: Arc<Endpoint>,
-    trial: bool,
-}
-
-impl Reservation {
-    /// The endpoint that was picked.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// A byte of the response came.
-    pub fn progress(&self, now: u64) {
-        self.endpoint.progress_at.store(now, Relaxed);
-    }
-
-    /// The endpoint answered as a working engine does (any status but 502, 503 and 504).
-    pub fn succeeded(&self) {
-        if self.endpoint.breaker.succeeded()
-            && let Some(observer) = &self.endpoint.observer
-        {
-            observer.breaker_closed(&self.endpoint);
-        }
-    }
-
-    /// The endpoint failed this request.
-    pub fn failed(&self, why: Failure, now: u64) {
-        if self.endpoint.breaker.failed(now, self.trial)
-            && let Some(observer) = &self.endpoint.observer
-        {
-            observer.breaker_opened(&self.endpoint, why);
-        }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.endpoint.local_in_flight.fetch_sub(1, Relaxed);
-        self.endpoint.tell_in_flight();
     }
 }
 

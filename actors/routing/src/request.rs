@@ -113,12 +113,22 @@ fn explain(error: &serde_json::Error, body: &[u8]) -> String {
         ("stream", serde_json::Value::is_boolean, "true or false"),
         ("stream_options", serde_json::Value::is_object, "an object"),
         ("max_tokens", serde_json::Value::is_u64, "a whole number"),
-        ("max_completion_tokens", serde_json::Value::is_u64, "a whole number"),
-        ("max_output_tokens", serde_json::Value::is_u64, "a whole number"),
+        (
+            "max_completion_tokens",
+            serde_json::Value::is_u64,
+            "a whole number",
+        ),
+        (
+            "max_output_tokens",
+            serde_json::Value::is_u64,
+            "a whole number",
+        ),
     ];
     let fields = serde_json::from_slice::<serde_json::Map<_, _>>(body).unwrap_or_default();
     let wrong = expected.iter().find(|(name, right, _)| {
-        fields.get(*name).is_some_and(|value| !value.is_null() && !right(value))
+        fields
+            .get(*name)
+            .is_some_and(|value| !value.is_null() && !right(value))
     });
     match wrong {
         Some((name, _, must_be)) => format!("`{name}` must be {must_be}"),
@@ -222,7 +232,10 @@ mod tests {
         }
         for (body, said) in [
             (r#"{"model":1}"#, "`model` must be a string"),
-            (r#"{"model":"m","max_tokens":-1}"#, "`max_tokens` must be a whole number"),
+            (
+                r#"{"model":"m","max_tokens":-1}"#,
+                "`max_tokens` must be a whole number",
+            ),
             (r#"{"model":"m","model":"n"}"#, "duplicate field `model`"),
         ] {
             let error = RequestInfo::parse(Api::Chat, body.as_bytes()).unwrap_err();
