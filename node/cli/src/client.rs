@@ -29,6 +29,8 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Wait before a round of calls is repeated, unless the server names another.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The shortest wait, whatever a server says.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// A connection on which each call says how long the caller waits.
 pub type Timed = InterceptedService<Channel, Deadline>;
@@ -107,6 +109,8 @@ pub struct Client {
     current: Arc<AtomicUsize>,
     timeout: Duration,
     tls: Option<ClientTlsConfig>,
+    /// Whether it shows a client certificate.
+    has_identity: bool,
 }
 
 /// A connection to one node.
@@ -176,6 +180,7 @@ impl Client {
             current: Arc::default(),
             timeout: args.timeout,
             tls,
+            has_identity: args.cert.is_some(),
         })
     }
 
@@ -192,6 +197,7 @@ impl Client {
             current: Arc::default(),
             timeout,
             tls: self.tls.clone(),
+            has_identity: self.has_identity,
         })
     }
 
@@ -209,7 +215,15 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         let mut earlier = None;
         loop {
-            let (failure, delay) = match self.round(deadline, &mut send).await? {
+            let round = match (self.round(deadline, &mut send).await, earlier.take()) {
+                // What a node said before tells more than that the last attempt ran out of time.
+                (Err(late), Some(said)) if late.exit == Exit::Timeout => return Err(said),
+                (round, said) => {
+                    earlier = said;
+                    round?
+                }
+            };
+            let (failure, delay) = match round {
                 Round::Done(response) => return Ok(response),
                 // Nobody was there from the beginning: waiting would only hide a wrong address.
                 Round::Again {
@@ -220,7 +234,6 @@ impl Client {
             };
             let pause = delay.unwrap_or(RETRY_DELAY);
             if Instant::now() + pause >= deadline {
-                // What a node said tells more than that the last attempt ran out of time.
                 return Err(if delay.is_some() {
                     failure
                 } else {
@@ -269,16 +282,21 @@ impl Client {
                 Ok(Err(status))
                     if status.code() == Code::Unavailable || is_broken_connection(&status) =>
                 {
-                    if is_broken_connection(&status) {
-                        node.forget();
-                    }
                     let delay = status
                         .get_details_retry_info()
                         .and_then(|info| info.retry_delay);
-                    refused = Some((
-                        Failure::from(status).context(&node.address),
-                        delay.unwrap_or(RETRY_DELAY),
-                    ));
+                    let broken = is_broken_connection(&status);
+                    let mut failure = Failure::from(status).context(&node.address);
+                    if broken {
+                        node.forget();
+                        if !self.has_identity {
+                            failure = failure.with_hint(
+                                "if the node wants TLS or a client certificate: --ca, --cert, --key",
+                            );
+                        }
+                    }
+                    let delay = delay.unwrap_or(RETRY_DELAY).max(MIN_RETRY_DELAY);
+                    refused = Some((failure, delay));
                 }
                 Ok(Err(status)) => return Err(status.into()),
             }

@@ -1,6 +1,6 @@
 //! `quorate apply`: create or change what manifests declare.
 
-use std::{collections::HashSet, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use quorate_proto::v1::{
@@ -175,10 +175,6 @@ async fn check(
     requests: &[ApplyRequest],
     io: &mut Io<'_>,
 ) -> Result<Vec<ApplyResponse>, Failure> {
-    let planned: HashSet<(Kind, &str)> = declared
-        .iter()
-        .map(|d| (d.document.kind, d.document.name()))
-        .collect();
     let mut answers = stream::iter(declared.iter().zip(requests))
         .map(|(this, request)| async move {
             let request = ApplyRequest {
@@ -200,7 +196,7 @@ async fn check(
             Ok(response) => responses.push(response),
             Err(failure)
                 if failure.code == Some(Code::FailedPrecondition)
-                    && refers_to(&this.document.resource, &planned) =>
+                    && depends_on_planned(this, declared) =>
             {
                 responses.push(ApplyResponse {
                     resource: Some(this.document.resource.clone()),
@@ -221,12 +217,21 @@ async fn check(
     }
 }
 
-/// Whether the resource refers to one that is planned.
-fn refers_to(resource: &Resource, planned: &HashSet<(Kind, &str)>) -> bool {
-    match &resource.spec {
+/// Whether what this document needs may come from another one of the same run.
+fn depends_on_planned(this: &Declared, declared: &[Declared]) -> bool {
+    let is_planned = |kind: Kind, name: &str| {
+        declared
+            .iter()
+            .any(|other| other.document.kind == kind && other.document.name() == name)
+    };
+    match &this.document.resource.spec {
         Some(Spec::Endpoint(spec)) => {
-            planned.contains(&(Kind::Pool, spec.pool.as_str()))
-                || planned.contains(&(Kind::Region, spec.region.as_str()))
+            is_planned(Kind::Pool, &spec.pool) || is_planned(Kind::Region, &spec.region)
+        }
+        Some(Spec::Pool(spec)) => {
+            let gives_way =
+                |other: &Declared| other.document.kind == Kind::Pool && !other.is_fallback_pool();
+            spec.fallback && declared.iter().any(gives_way)
         }
         _ => false,
     }
@@ -244,6 +249,11 @@ async fn write(
     let mut begun = 0;
     for same_kind in all.chunk_by(|(a, _), (b, _)| a.document.kind == b.document.kind) {
         begun += same_kind.len();
+        // Only endpoints are many, and only they are independent of each other.
+        let are_endpoints = same_kind
+            .iter()
+            .all(|(this, _)| this.document.kind == Kind::Endpoint);
+        let parallel = if are_endpoints { PARALLEL } else { 1 };
         let mut answers = stream::iter(same_kind)
             .map(|(this, request)| async move {
                 (
@@ -253,7 +263,7 @@ async fn write(
                         .await,
                 )
             })
-            .buffered(PARALLEL);
+            .buffered(parallel);
         while let Some((this, answer)) = answers.next().await {
             match answer {
                 Ok(response) => applied.push(response),

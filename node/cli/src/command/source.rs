@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use quorate_proto::v1::resource::Spec;
+
 use crate::{
     Exit, Failure, Io, kind,
     manifest::{self, Document, MAX_BYTES},
@@ -26,6 +28,11 @@ impl Declared {
             kind::singular(self.document.kind),
             self.document.name()
         )
+    }
+
+    /// Whether it is a pool that takes what no other pool answers to.
+    pub fn is_fallback_pool(&self) -> bool {
+        matches!(&self.document.resource.spec, Some(Spec::Pool(pool)) if pool.fallback)
     }
 
     /// Puts the place in the file in front of what a server says about the document.
@@ -108,7 +115,8 @@ pub(super) fn read_all(
             .join("\nerror: ");
         return Err(Failure::new(Exit::Invalid, message));
     }
-    declared.sort_by_key(|this| kind::rank(this.document.kind));
+    // There can be one fallback pool: the one that stops being it goes before the one that becomes it.
+    declared.sort_by_key(|this| (kind::rank(this.document.kind), this.is_fallback_pool()));
     Ok(declared)
 }
 

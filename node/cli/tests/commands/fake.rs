@@ -197,7 +197,18 @@ impl State {
                 ErrorDetails::with_bad_request_violation(field, message),
             ))
         };
+        let is_other_fallback = |other: &Resource| {
+            matches!(&other.spec, Some(Spec::Pool(pool)) if pool.fallback)
+                && name_of(other) != name_of(&resource)
+        };
         match &resource.spec {
+            Some(Spec::Pool(pool))
+                if pool.fallback && self.resources.values().any(is_other_fallback) =>
+            {
+                return Err(Status::failed_precondition(
+                    "another pool is the fallback pool already",
+                ));
+            }
             Some(Spec::Pool(pool)) if pool.target_ports.len() > 8 => {
                 return invalid("spec.pool.target_ports", "must be at most 8");
             }
