@@ -6,7 +6,7 @@
 //! `[DONE]`. Everything else is broken off: the chunked body ends without its last chunk (HTTP/1.1), the stream is reset
 //! (HTTP/2).
 
-use crate::client::InFlight;
+use crate::client::{Client, InFlight};
 use crate::deadline::{Deadline, after};
 use crate::error::error_event;
 use crate::metrics::endpoint_failed;
@@ -14,6 +14,7 @@ use crate::observe::{End, Observation};
 use crate::sse::SseScanner;
 use crate::upstream::Source;
 use crate::usage::{Tail, Usage};
+use crate::watched::Watched;
 use crate::worker::Core;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
@@ -21,6 +22,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use quorate_routing::{Api, Failure, Reservation, now_ms};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -30,13 +32,16 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// Body of any answer of the gateway.
 pub struct GatewayBody {
     kind: Kind,
-    /// Counts the request until its answer is written.
+    /// Dropped when the answer is written.
+    #[expect(dead_code, reason = "held for its drop")]
     in_flight: Option<InFlight>,
 }
 
 enum Kind {
     Full(Option<Bytes>),
     Upstream(Box<UpstreamBody>),
+    /// On an HTTP/2 stream; counts its request itself.
+    Watched(Arc<Watched>),
 }
 
 /// An answer was broken off; the connection to the client is closed or the stream reset.
@@ -59,8 +64,28 @@ impl GatewayBody {
         }
     }
 
-    pub(crate) fn hold(&mut self, in_flight: InFlight) {
-        self.in_flight = Some(in_flight);
+    /// Counts the request of this answer as in flight until the answer is written, or given up because the client does not
+    /// read it.
+    pub(crate) fn counted(self, client: &Client, in_flight: InFlight) -> Self {
+        match self.kind {
+            Kind::Upstream(body) if client.is_http2() => {
+                let watched = Arc::new(Watched::new(body, in_flight));
+                client.watch(&watched);
+                Self {
+                    kind: Kind::Watched(watched),
+                    in_flight: None,
+                }
+            }
+            // Nothing waits for the client to read this; its connection may count as idle.
+            kind @ Kind::Full(_) if client.is_http2() => Self {
+                kind,
+                in_flight: None,
+            },
+            kind => Self {
+                kind,
+                in_flight: Some(in_flight),
+            },
+        }
     }
 }
 
@@ -75,6 +100,7 @@ impl Body for GatewayBody {
         match &mut self.kind {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Kind::Upstream(body) => body.poll_next(cx),
+            Kind::Watched(watched) => watched.poll_frame(cx),
         }
     }
 
@@ -82,6 +108,7 @@ impl Body for GatewayBody {
         match &self.kind {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Upstream(body) => body.is_over(),
+            Kind::Watched(watched) => watched.is_over(),
         }
     }
 
@@ -89,6 +116,7 @@ impl Body for GatewayBody {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Kind::Upstream(body) => body.size_hint(),
+            Kind::Watched(watched) => watched.size_hint(),
         }
     }
 }
@@ -179,11 +207,11 @@ impl UpstreamBody {
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.over && !self.break_off
     }
 
-    fn size_hint(&self) -> SizeHint {
+    pub fn size_hint(&self) -> SizeHint {
         if !self.known_length {
             return SizeHint::default();
         }
@@ -198,7 +226,10 @@ impl UpstreamBody {
         }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    pub fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         if self.break_off {
             return Poll::Ready(Some(Err(BrokenOff)));
         }

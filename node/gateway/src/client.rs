@@ -1,11 +1,14 @@
 //! One client connection as its requests and its timers see it.
 
+use crate::watched::Watched;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
 };
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// What a connection is doing while no request is under way on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,9 @@ pub(crate) struct Client {
     /// A refused request's body is still coming: close only after reading some more of it.
     pub linger: AtomicBool,
     requests: AtomicU32,
+    /// With HTTP/2, the answers under way; HTTP/1.1 has one at a time, and its socket tells whether the client takes it.
+    http2: AtomicBool,
+    answers: Mutex<Vec<Weak<Watched>>>,
     phase: AtomicU8,
     since: AtomicU64,
     /// Requests in flight on the worker.
@@ -43,9 +49,43 @@ impl Client {
             tls,
             linger: AtomicBool::new(false),
             requests: AtomicU32::new(0),
+            http2: AtomicBool::new(false),
+            answers: Mutex::default(),
             phase: AtomicU8::new(Phase::Idle as u8),
             since: AtomicU64::new(quorate_routing::now_ms()),
             in_flight,
+        }
+    }
+
+    /// The connection speaks HTTP/2.
+    pub fn set_http2(&self) {
+        self.http2.store(true, Relaxed);
+    }
+
+    /// Whether it speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.http2.load(Relaxed)
+    }
+
+    /// Watches over an answer.
+    pub fn watch(&self, answer: &Arc<Watched>) {
+        let mut answers = self.answers.lock();
+        answers.retain(|answer| answer.strong_count() > 0);
+        answers.push(Arc::downgrade(answer));
+    }
+
+    /// Gives up the answers of which the client has taken nothing for `limit`.
+    pub fn cut_stalled(&self, limit: Duration) {
+        if self.is_http2() {
+            let answers: Vec<_> = self
+                .answers
+                .lock()
+                .iter()
+                .filter_map(Weak::upgrade)
+                .collect();
+            answers
+                .iter()
+                .for_each(|answer| answer.cut_if_stalled(limit));
         }
     }
 

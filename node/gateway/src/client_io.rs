@@ -18,6 +18,8 @@ pub(crate) struct ClientIo {
     /// Read already, not yet handed on.
     prefix: Bytes,
     client: Arc<Client>,
+    /// Bytes outside a request begin a head. Not so with HTTP/2, whose frames may come at any time.
+    heads: bool,
     write_timeout: Duration,
     /// When the client stopped taking bytes.
     stalled: Option<Instant>,
@@ -29,16 +31,18 @@ impl ClientIo {
     pub fn new(
         transport: Transport,
         prefix: Bytes,
+        http2: bool,
         client: Arc<Client>,
         write_timeout: Duration,
     ) -> Self {
-        if !prefix.is_empty() {
+        if !http2 && !prefix.is_empty() {
             client.bytes_came();
         }
         Self {
             transport,
             prefix,
             client,
+            heads: !http2,
             write_timeout,
             stalled: None,
             timer: Deadline::default(),
@@ -75,11 +79,15 @@ impl AsyncRead for ClientIo {
             let n = self.prefix.len().min(buf.remaining());
             buf.put_slice(self.prefix.get(..n).unwrap_or_default());
             self.prefix.advance(n);
+            if self.prefix.is_empty() {
+                // Gives its memory back.
+                self.prefix = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.transport).poll_read(cx, buf);
-        if buf.filled().len() > before {
+        if self.heads && buf.filled().len() > before {
             self.client.bytes_came();
         }
         read

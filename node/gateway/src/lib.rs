@@ -33,6 +33,7 @@ mod trace;
 mod transport;
 mod upstream;
 mod usage;
+mod watched;
 mod worker;
 
 pub use config::{ConfigError, GatewayConfig, RetryConfig, TlsConfig, UpstreamConfig};

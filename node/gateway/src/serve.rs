@@ -87,24 +87,26 @@ async fn serve_socket(
     };
     let (http2, prefix) = match by_alpn {
         Some(http2) => (http2, Bytes::new()),
-        None => sniff(worker, &mut transport, &client).await?,
+        None => sniff(worker, &mut transport).await?,
     };
-    let io = TokioIo::new(ClientIo::new(
+    if http2 {
+        client.set_http2();
+    }
+    let io = ClientIo::new(
         transport,
         prefix,
+        http2,
         Arc::clone(&client),
         config.write_timeout.0,
-    ));
-    let service = GatewayService::new(worker, &client);
+    );
+    let (io, service) = (TokioIo::new(io), GatewayService::new(worker, &client));
     if http2 {
         let connection = http2_builder(config).serve_connection(io, service);
         run(worker, &client, connection).await
     } else {
         let mut connection = Http1(http1_builder(config).serve_connection(io, service));
         run(worker, &client, &mut connection).await?;
-        if client.linger.load(Relaxed) {
-            linger(connection.0.into_parts().io).await;
-        }
+        close(connection.0.into_parts().io, client.linger.load(Relaxed)).await;
         Ok(())
     }
 }
@@ -134,28 +136,26 @@ fn http2_builder(config: &GatewayConfig) -> http2::Builder<TokioExecutor> {
 }
 
 /// Reads until it is clear which protocol the client speaks. Nothing at all within the idle timeout, or half of a preface within the
-/// header timeout, is an error; so is the end of the gateway's life, since nothing is under way yet.
-async fn sniff(
-    worker: &Worker,
-    transport: &mut Transport,
-    client: &Client,
-) -> Result<(bool, Bytes), ServeError> {
+/// header timeout, is an error; so is a drain, since nothing is under way yet.
+async fn sniff(worker: &Worker, transport: &mut Transport) -> Result<(bool, Bytes), ServeError> {
     let config = &worker.core.config;
     let mut read = BytesMut::with_capacity(8 << 10);
+    let mut draining = pin!(worker.core.draining.cancelled());
     loop {
         let limit = if read.is_empty() {
             config.idle_timeout.0
         } else {
             config.header_timeout.0
         };
-        let more = tokio::time::timeout(limit, transport.read_buf(&mut read));
-        let Some(more) = worker.core.draining.run_until_cancelled(more).await else {
-            return Err(ServeError::Timeout);
-        };
-        if more.map_err(|_| ServeError::Timeout)?? == 0 {
+        let mut more = pin!(tokio::time::timeout(limit, transport.read_buf(&mut read)));
+        // What has come already is served, even if a drain began in the same moment.
+        let more = poll_fn(|cx| match more.as_mut().poll(cx) {
+            Poll::Pending => draining.as_mut().poll(cx).map(|()| None),
+            Poll::Ready(more) => Poll::Ready(more.ok()),
+        });
+        if more.await.ok_or(ServeError::Timeout)?? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        client.bytes_came();
         let common = read.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
         if common == PREFACE.len() {
             return Ok((true, read.freeze()));
@@ -210,30 +210,36 @@ async fn run(
     let config = &worker.core.config;
     let mut connection = pin!(connection);
     let mut draining = pin!(worker.core.draining.cancelled());
-    let mut drain_seen = false;
     let mut listening = false;
+    let mut finishing = false;
     let mut timer = Deadline::default();
-    // When to look at the phase again. Looked at no later than the header timeout, so that one timer serves both limits
-    // and is not touched by requests.
-    let mut look_at = after(
-        Instant::now(),
-        config.header_timeout.0.min(config.idle_timeout.0),
-    );
+    // One timer serves all limits and is not touched by requests: it looks at the connection's state at least this often.
+    let limits = [
+        config.header_timeout,
+        config.idle_timeout,
+        config.write_timeout,
+    ];
+    let often = limits.iter().map(|limit| limit.0).min().unwrap_or_default();
+    let mut look_at = after(Instant::now(), often);
     poll_fn(|cx| {
         // The waker is left with the token once; after that its flag tells.
-        if !drain_seen && (!listening || worker.core.draining.is_cancelled()) {
+        let mut finish = false;
+        if !finishing && (!listening || worker.core.draining.is_cancelled()) {
             listening = true;
-            if draining.as_mut().poll(cx).is_ready() {
-                drain_seen = true;
-                connection.as_mut().finish();
-            }
+            finish = draining.as_mut().poll(cx).is_ready();
+        }
+        // An answer under way shall say that the connection ends; a request that has come and was not read yet shall be served.
+        if finish && client.waiting().is_none() {
+            finishing = true;
+            connection.as_mut().finish();
         }
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
             return Poll::Ready(result.map_err(ServeError::from));
         }
         while timer.has_passed(cx, look_at) {
+            client.cut_stalled(config.write_timeout.0);
             let left = match client.waiting() {
-                None => config.header_timeout.0,
+                None => often,
                 Some((phase, since)) => {
                     let limit = match phase {
                         Phase::Idle => config.idle_timeout.0,
@@ -243,19 +249,35 @@ async fn run(
                 }
             };
             if left.is_zero() {
-                return Poll::Ready(Err(ServeError::Timeout));
+                if finishing {
+                    return Poll::Ready(Err(ServeError::Timeout));
+                }
+                finish = true;
             }
-            look_at = after(Instant::now(), left.min(config.header_timeout.0));
+            look_at = after(
+                Instant::now(),
+                if left.is_zero() {
+                    often
+                } else {
+                    left.min(often)
+                },
+            );
+        }
+        if finish && !finishing {
+            finishing = true;
+            connection.as_mut().finish();
+            return connection.as_mut().poll(cx).map_err(ServeError::from);
         }
         Poll::Pending
     })
     .await
 }
 
-/// Closes without losing the answer: a socket closed with unread bytes in it would reset the connection under the client.
-async fn linger(mut io: TokioIo<ClientIo>) {
+/// Closes the socket in order. With `linger`, what the client still sends is read for a while: a socket closed with unread bytes in
+/// it would reset the connection, and the client would lose the answer.
+async fn close(mut io: TokioIo<ClientIo>, linger: bool) {
     let io = io.inner_mut();
-    if io.shutdown().await.is_err() {
+    if io.shutdown().await.is_err() || !linger {
         return;
     }
     let drained = async {

@@ -3,7 +3,7 @@
 use crate::answer::AnswerLayer;
 use crate::answer::Answers;
 use crate::body::GatewayBody;
-use crate::client::Client;
+use crate::client::{Client, InFlight};
 use crate::forward::Forward;
 use crate::parse::{Parse, ParseLayer};
 use crate::trace::{Trace, TraceLayer};
@@ -64,7 +64,7 @@ where
         let in_flight = self.client.begin();
         Serving {
             stages: self.stages.call(request),
-            in_flight: Some(in_flight),
+            counted: Some((Arc::clone(&self.client), in_flight)),
         }
     }
 }
@@ -87,7 +87,7 @@ where
 /// Counts the request until its answer is written.
 pub(crate) struct Serving<F> {
     stages: F,
-    in_flight: Option<crate::client::InFlight>,
+    counted: Option<(Arc<Client>, InFlight)>,
 }
 
 impl<F> Future for Serving<F>
@@ -97,10 +97,10 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let Ok(mut response) = ready!(Pin::new(&mut self.stages).poll(cx));
-        if let Some(in_flight) = self.in_flight.take() {
-            response.body_mut().hold(in_flight);
-        }
-        Poll::Ready(Ok(response))
+        let Ok(response) = ready!(Pin::new(&mut self.stages).poll(cx));
+        Poll::Ready(Ok(match self.counted.take() {
+            Some((client, in_flight)) => response.map(|body| body.counted(&client, in_flight)),
+            None => response,
+        }))
     }
 }

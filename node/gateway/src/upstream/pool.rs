@@ -26,6 +26,10 @@ pub(crate) struct Entry {
     host: HeaderValue,
     authority: Option<Authority>,
     /// Least recently used first.
+    #[expect(
+        clippy::vec_box,
+        reason = "a link is large and goes in and out with every request: only its box moves"
+    )]
     idle: Mutex<Vec<Box<Link>>>,
     http2: Mutex<Option<http2::SendRequest<RequestBody>>>,
     max_idle: usize,

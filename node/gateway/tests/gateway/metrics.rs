@@ -1,4 +1,4 @@
-//! What a scrape shows after requests.
+//! What a scrape and the access log show after requests.
 
 use crate::support::*;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -145,4 +145,64 @@ async fn errors_and_strangers_are_counted_without_new_series_for_their_names() {
         ) >= Some(1.0)
     );
     assert!(!page.contains("invented-by-a-client"));
+}
+
+/// What the log writes, shared with the test.
+#[derive(Clone, Default)]
+struct Lines(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_access_log_has_a_line_for_each_request_if_it_is_on() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    // The workers are other threads: the subscriber is the process's, and only this test looks at it.
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(move || writer.clone())
+        .init();
+    let engine =
+        Engine::start(|_| async { json(r#"{"usage":{"prompt_tokens":3,"completion_tokens":4}}"#) })
+            .await;
+    let front = Front::before(
+        quorate_gateway::GatewayConfig {
+            access_log: 1.0,
+            ..config()
+        },
+        &[&engine],
+    );
+    let reply = front.post(CHAT_PATH, CHAT).await;
+    let id = reply.header("x-request-id").unwrap().to_owned();
+    eventually("the line is written", || {
+        String::from_utf8_lossy(&lines.0.lock()).contains(&id)
+    })
+    .await;
+    let text = String::from_utf8(lines.0.lock().clone()).unwrap();
+    let line: serde_json::Value =
+        serde_json::from_str(text.lines().find(|l| l.contains(&id)).unwrap()).unwrap();
+    assert_eq!(line["target"], "quorate::access");
+    for (field, value) in [
+        ("path", CHAT_PATH.into()),
+        ("status", 200.into()),
+        ("model", "m".into()),
+        ("endpoint", "e0".into()),
+        ("attempts", 1.into()),
+        ("end", "complete".into()),
+        ("input_tokens", 3.into()),
+        ("output_tokens", 4.into()),
+    ] {
+        let value: serde_json::Value = value;
+        assert_eq!(line[field], value, "{line}");
+    }
 }

@@ -6,13 +6,13 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use quorate_gateway::{GatewayConfig, TlsConfig, UpstreamConfig};
+use quorate_gateway::{GatewayConfig, HumanDuration, TlsConfig, UpstreamConfig};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
@@ -116,6 +116,82 @@ async fn a_reset_http2_stream_ends_its_request_and_no_other() {
         .await
         .unwrap();
     assert!(soon(bodies[0].frame()).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_an_http2_stream_unread_frees_the_engine_and_keeps_its_others() {
+    let engine = Engine::start(|seen| async move {
+        if seen.body == CHAT {
+            return answer(200, "application/json", seen.body);
+        }
+        let (sender, response) = events();
+        tokio::spawn(async move {
+            let event = Bytes::from(format!("data: {}\n\n", "x".repeat(8000)));
+            while sender.send(Ok(event.clone())).await.is_ok() {}
+        });
+        response
+    })
+    .await;
+    let limits = GatewayConfig {
+        write_timeout: HumanDuration::millis(500),
+        idle_timeout: HumanDuration::secs(60),
+        ..config()
+    };
+    let front = Front::before(limits, &[&engine]);
+    let mut sender = http2_on(TcpStream::connect(front.addr()).await.unwrap()).await;
+    let mut unread = sender
+        .send_request(chat(CHAT_STREAM))
+        .await
+        .unwrap()
+        .into_body();
+    assert_eq!((front.reserved(), front.handle.in_flight()), (1, 1));
+    eventually("the engine is free", || {
+        front.reserved() == 0 && front.handle.in_flight() == 0
+    })
+    .await;
+    let response = sender.send_request(chat(CHAT)).await.unwrap();
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        CHAT
+    );
+    // Reading on, the client learns that the stream was broken off.
+    let end = async {
+        while let Some(frame) = unread.frame().await {
+            if frame.is_err() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(soon(end).await);
+}
+
+#[tokio::test]
+async fn an_idle_http2_connection_outlives_the_header_timeout_and_ends_in_order() {
+    let engine =
+        Engine::start(|seen| async move { answer(200, "application/json", seen.body) }).await;
+    let limits = GatewayConfig {
+        header_timeout: HumanDuration::millis(100),
+        idle_timeout: HumanDuration::millis(800),
+        ..config()
+    };
+    let front = Front::before(limits, &[&engine]);
+    let stream = TcpStream::connect(front.addr()).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let began = std::time::Instant::now();
+    for _ in 0..2 {
+        let response = sender.send_request(chat(CHAT)).await.unwrap();
+        assert_eq!(
+            response.into_body().collect().await.unwrap().to_bytes(),
+            CHAT
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    soon(connection).await.unwrap().unwrap();
+    assert!(began.elapsed() >= std::time::Duration::from_millis(1050));
 }
 
 #[tokio::test]
@@ -240,6 +316,13 @@ async fn tls_with_either_protocol_and_a_new_certificate_without_a_restart() {
     // Connections from before go on.
     client.post(CHAT_PATH, CHAT).await;
     assert_eq!(client.reply().await.status, 200);
+    // A connection is closed with a TLS alert: without, the client could not tell the end from a cut.
+    client
+        .send(b"GET /health HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+        .await;
+    assert_eq!(client.reply().await.status, 200);
+    let mut rest = Vec::new();
+    soon(client.stream.read_to_end(&mut rest)).await.unwrap();
     // Cleartext to the TLS port, and a handshake that never comes, harm nobody.
     let mut plain = Client::new(TcpStream::connect(addr).await.unwrap());
     plain.send(b"GET / HTTP/1.1\r\n\r\n").await;
