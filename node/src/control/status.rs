@@ -84,6 +84,7 @@ pub fn proposed(error: ProposeError, kind: Kind, name: &str) -> Status {
         ProposeError::Rejected(rejection) => rejected(rejection, kind, name),
         ProposeError::Timeout { .. } => Status::deadline_exceeded(error.to_string()),
         ProposeError::TooLarge { .. } => invalid("resource", error.to_string()),
+        ProposeError::NoSpace => Status::resource_exhausted(error.to_string()),
         ProposeError::NoLeader { .. } | ProposeError::Overloaded | ProposeError::Stopped => {
             unavailable(error.to_string())
         }
