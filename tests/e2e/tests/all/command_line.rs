@@ -72,11 +72,19 @@ async fn a_day_of_an_operator() -> anyhow::Result<()> {
         .cli_with(&ALL, &["apply", "-f", "-"], labelled)
         .await?
         .ok()?;
-    let other = labelled.replace("chosen", "left-out").replace("app: vllm", "app: other");
-    fleet.cli_with(&ALL, &["apply", "-f", "-"], &other).await?.ok()?;
+    let other = labelled
+        .replace("chosen", "left-out")
+        .replace("app: vllm", "app: other");
+    fleet
+        .cli_with(&ALL, &["apply", "-f", "-"], &other)
+        .await?
+        .ok()?;
     for (name, state) in [("chosen", "unhealthy"), ("left-out", "no pool")] {
         until(&format!("{name} to be {state}"), SOON, async || {
-            let described = fleet.cli(&ALL, &["describe", "endpoint", name]).await?.ok()?;
+            let described = fleet
+                .cli(&ALL, &["describe", "endpoint", name])
+                .await?
+                .ok()?;
             ensure!(described.contains(state), "{described}");
             anyhow::Ok(())
         })

@@ -243,7 +243,7 @@ async fn a_full_disk() -> anyhow::Result<()> {
     let mut fleet = Fleet::of(2, 2).start().await?;
     let full = fleet.prepare_router()?;
     std::fs::create_dir_all(&fleet.routers[full].data_dir)?;
-    let disk = match TinyDisk::mount(&fleet.routers[full].data_dir, 64).await {
+    let disk = match TinyDisk::mount(&fleet.routers[full].data_dir, 256).await {
         Ok(disk) => disk,
         Err(error) => {
             eprintln!("SKIPPED: a_full_disk needs root or user namespaces: {error:#}");
@@ -262,17 +262,21 @@ async fn a_full_disk() -> anyhow::Result<()> {
     let writer = Writer::start("full", &fleet.controls(&[0, 1]))?;
     writer.progress(50, SOON).await?;
     disk.fill()?;
-    // Enough that whatever room is left inside the database's file is used up as well.
+    // More writes, until whatever room is left inside the database's file is used up as well.
     let control = fleet.control(0)?;
     let padding = format!("\"{}\"", "x".repeat(256 << 10));
+    let admin = fleet.routers[full].admin();
     let mut accepted = 0;
-    for n in 0..200 {
+    for n in 0..400 {
         let name = format!("big-{n}");
         let write = control.apply(setting(&name, &padding), &name, None);
         if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(2), write).await {
             accepted += 1;
         }
-        if !fleet.routers[full].is_running() {
+        let well = quorate_tests::http::get(admin, "/ready")
+            .await
+            .is_ok_and(|r| r.status == 200);
+        if !well {
             break;
         }
     }
