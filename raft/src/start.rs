@@ -72,10 +72,12 @@ pub(crate) async fn start(mut options: Options) -> Result<Cluster, Error> {
         None => None,
     };
     let durability = options.durability;
+    let began = Instant::now();
     let mut storage = match data.clone() {
         Some(data) => blocking(move || Ok(Storage::open(data.path(), durability)?)).await?,
         None => Storage::in_memory(),
     };
+    tracing::info!(seconds = began.elapsed().as_secs_f64(), "opened and checked the database");
     let mut start_id = [0; 8];
     fill_random(&mut start_id)?;
     let start_id = u64::from_le_bytes(start_id);
@@ -147,6 +149,7 @@ async fn launch(
     spec: NodeSpec,
     origin: Origin,
 ) -> Result<Cluster, Error> {
+    let began = Instant::now();
     let (snapshots, restored) = match data.clone() {
         Some(data) => {
             let cluster_id = local.cluster_id.clone();
@@ -154,6 +157,7 @@ async fn launch(
         }
         None => (Snapshots::in_memory(CONTROL), None),
     };
+    tracing::info!(seconds = began.elapsed().as_secs_f64(), "read and verified the snapshot");
     let snapshots = Arc::new(snapshots);
     let in_snapshot = restored.as_ref().map(|(meta, _)| meta.last_membership.membership().clone());
     let room = {
@@ -203,9 +207,11 @@ async fn launch(
     }
     let config = raft_config(&options)?;
     let network = Network { peers: Arc::clone(&peers), group: CONTROL };
+    let began = Instant::now();
     let raft = Raft::new(local.node_id, config, network, log.clone(), machine)
         .await
         .map_err(|error| Error::Raft(error.to_string()))?;
+    tracing::info!(seconds = began.elapsed().as_secs_f64(), "applied the committed log entries");
     let group = Arc::new(Group {
         name: CONTROL,
         raft,
@@ -582,15 +588,18 @@ async fn first_contact(
     while started.elapsed() < JOIN_TIMEOUT {
         for address in addresses {
             let channel = network::dial(tls, address, None, timing)?;
-            match tokio::time::timeout(JOIN_CALL, raft_client(channel).join(request.clone())).await {
+            let why = match tokio::time::timeout(JOIN_CALL, raft_client(channel).join(request.clone())).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
-                Ok(Err(status)) => {
-                    if is_final(&status) {
-                        return Err(Error::Refused { peer: address.clone(), why: status.message().to_owned() });
-                    }
-                    last = format!("{address}: {}", describe(&status));
+                Ok(Err(status)) if is_final(&status) => {
+                    return Err(Error::Refused { peer: address.clone(), why: status.message().to_owned() });
                 }
-                Err(_) => last = format!("{address}: no answer"),
+                Ok(Err(status)) => format!("{address}: {}", describe(&status)),
+                Err(_) => format!("{address}: no answer"),
+            };
+            // Said once, not at each attempt: an operator who waits must be able to see what for.
+            if why != last {
+                tracing::warn!(%why, "cannot join yet, trying on");
+                last = why;
             }
         }
         tokio::time::sleep(RETRY).await;
