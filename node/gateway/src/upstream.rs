@@ -9,20 +9,23 @@ mod exchange;
 mod pool;
 
 pub(crate) use exchange::Source;
-pub(crate) use pool::{Entry, Upstreams};
+pub(crate) use pool::Upstreams;
 
 use crate::call::Call;
 use crate::deadline::{Deadline, after, until};
 use crate::headers;
 use crate::worker::Core;
 use bytes::Bytes;
-use http::{Method, Request, Response, Uri, Version, request, response};
+use exchange::Channel;
+use http::{Method, Request, Uri, Version, request, response};
 use http_body::{Body as _, Frame};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use pool::Entry;
 use quorate_routing::{Api, Endpoint, Failure};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// A request that finds its reused connection dead within this time raced with the engine closing it: it is sent once more on a
@@ -78,120 +81,90 @@ pub(crate) async fn send(
     let entry = upstreams.entry(endpoint);
     let begun = Instant::now();
     let mut deadline = Deadline::default();
-    if endpoint.spec().h2c {
-        if let Some(mut sender) = entry.http2() {
-            core.metrics.reuses.increment(1);
-            let sent = exchange::send_http2(&mut sender, request(&entry, call, Version::HTTP_2));
-            match answer_in_time(core, call, begun, &mut deadline, &entry, sent).await {
-                Err(Failed::Reset) if begun.elapsed() < STALE_REUSE => entry.forget_http2(),
-                other => return other.map(|a| a.with(deadline)),
+    let mut open = poll_fn(|cx| Poll::Ready(entry.take(cx))).await;
+    loop {
+        let reused = open.is_some();
+        let channel = match open.take() {
+            Some(channel) => {
+                core.metrics.reuses.increment(1);
+                channel
+            }
+            // Boxed: rare, and large beside the rest of a request's state.
+            None => Box::pin(connect(core, call, &entry)).await?,
+        };
+        match answer(core, call, begun, &mut deadline, &entry, channel).await {
+            Err(Failed::Reset) if reused && begun.elapsed() < STALE_REUSE => entry.forget_http2(),
+            Err(failed) => return Err(failed),
+            Ok((head, source, first)) => {
+                return Ok(Answer {
+                    head,
+                    source,
+                    first,
+                    deadline,
+                });
             }
         }
-        let mut sender = connected(core, call, connect::http2(core, endpoint)).await?;
-        entry.keep_http2(&sender);
-        let sent = exchange::send_http2(&mut sender, request(&entry, call, Version::HTTP_2));
-        return answer_in_time(core, call, begun, &mut deadline, &entry, sent)
-            .await
-            .map(|a| a.with(deadline));
-    }
-    if let Some(link) = poll_fn(|cx| entry.take_idle(cx)).await {
-        core.metrics.reuses.increment(1);
-        let sent = exchange::send(link, request(&entry, call, Version::HTTP_11));
-        match answer_in_time(core, call, begun, &mut deadline, &entry, sent).await {
-            Err(Failed::Reset) if begun.elapsed() < STALE_REUSE => {}
-            other => return other.map(|a| a.with(deadline)),
-        }
-    }
-    let link = connected(core, call, connect::http1(core, endpoint)).await?;
-    let sent = exchange::send(link, request(&entry, call, Version::HTTP_11));
-    answer_in_time(core, call, begun, &mut deadline, &entry, sent)
-        .await
-        .map(|a| a.with(deadline))
-}
-
-/// An answer without its timer.
-struct Begun(response::Parts, Source, Option<Frame<Bytes>>);
-
-impl Begun {
-    fn with(self, deadline: Deadline) -> Answer {
-        Answer {
-            head: self.0,
-            source: self.1,
-            first: self.2,
-            deadline,
-        }
     }
 }
 
-/// Connects within the connect timeout and the request's total time.
-async fn connected<T>(
-    core: &Core,
-    call: &Call,
-    connecting: impl Future<Output = Result<T, connect::ConnectError>>,
-) -> Result<T, Failed> {
+/// Opens a connection within the connect timeout and the request's total time.
+async fn connect(core: &Core, call: &Call, entry: &Entry) -> Result<Channel, Failed> {
     let limit = after(Instant::now(), core.config.connect_timeout.0);
     let at = call.total_at.map_or(limit, |total| total.min(limit));
-    let result = match until(at, connecting).await {
-        Some(Ok(connected)) => {
+    let error = match until(at, connect::open(core, entry.endpoint())).await {
+        Some(Ok(channel)) => {
             core.metrics.connects.increment(1);
-            return Ok(connected);
+            entry.share(&channel);
+            return Ok(channel);
         }
-        Some(Err(e)) => e,
+        Some(Err(error)) => error,
         None if call.total_at.is_some_and(|total| total <= at) => return Err(Failed::Total),
         None => connect::ConnectError::Timeout,
     };
     core.metrics.connects_failed.increment(1);
-    tracing::debug!(error = %result, "connect failed");
+    tracing::debug!(endpoint = entry.endpoint().name(), %error, "connect failed");
     Err(Failed::Connect)
 }
 
-/// Waits for the head, and for the model APIs for the first piece of the body, within the first-byte timeout.
-async fn answer_in_time(
+/// Sends the request and waits for the head, and for the model APIs for the first piece of the body, within the first-byte timeout.
+async fn answer(
     core: &Core,
     call: &Call,
     begun: Instant,
     deadline: &mut Deadline,
     entry: &Arc<Entry>,
-    exchange: impl Future<
-        Output = Result<(Response<Incoming>, Option<Box<exchange::Link>>), hyper::Error>,
-    >,
-) -> Result<Begun, Failed> {
+    channel: Channel,
+) -> Result<(response::Parts, Source, Option<Frame<Bytes>>), Failed> {
     let limit = after(begun, core.config.first_byte_timeout.0);
     let at = call.total_at.map_or(limit, |total| total.min(limit));
-    let mut waiting = std::pin::pin!(async {
-        let (response, link) = exchange.await.map_err(reset)?;
-        let (head, body) = response.into_parts();
-        let mut source = Source::new(link, body, Arc::clone(entry));
+    let mut waiting = pin!(async {
+        let request = request(entry, call, channel.version());
+        let (head, mut source) = exchange::send(channel, request, entry).await?;
         let first = if call.info.api == Api::Native || source.body().is_end_stream() {
             None
         } else {
-            poll_fn(|cx| source.poll_frame(cx))
-                .await
-                .transpose()
-                .map_err(reset)?
+            poll_fn(|cx| source.poll_frame(cx)).await.transpose()?
         };
-        Ok(Begun(head, source, first))
+        Ok((head, source, first))
     });
     poll_fn(|cx| {
-        if let std::task::Poll::Ready(done) = waiting.as_mut().poll(cx) {
-            return std::task::Poll::Ready(done);
+        if let Poll::Ready(done) = waiting.as_mut().poll(cx) {
+            return Poll::Ready(done.map_err(|error: hyper::Error| {
+                tracing::debug!(endpoint = entry.endpoint().name(), %error, "no answer");
+                Failed::Reset
+            }));
         }
         if deadline.has_passed(cx, at) {
             let total = call.total_at.is_some_and(|total| total <= at);
-            return std::task::Poll::Ready(Err(if total {
+            return Poll::Ready(Err(if total {
                 Failed::Total
             } else {
                 Failed::FirstByte
             }));
         }
-        std::task::Poll::Pending
+        Poll::Pending
     })
     .await
-}
-
-fn reset(error: hyper::Error) -> Failed {
-    tracing::debug!(%error, "no answer");
-    Failed::Reset
 }
 
 /// The request as it goes to the endpoint.

@@ -1,6 +1,6 @@
 //! Opens connections to endpoints.
 
-use super::exchange::{Link, RequestBody};
+use super::exchange::{Channel, Link, RequestBody};
 use crate::transport::{Transport, tune};
 use crate::worker::Core;
 use hyper::client::conn::http2;
@@ -35,16 +35,17 @@ pub(super) enum ConnectError {
     Http(#[from] hyper::Error),
 }
 
-/// An HTTP/1.1 connection.
-pub(super) async fn http1(
-    core: &Core,
-    endpoint: &Arc<Endpoint>,
-) -> Result<Box<Link>, ConnectError> {
-    Ok(Link::new(transport(core, endpoint, false).await?).await?)
+/// A connection of the kind that the endpoint speaks.
+pub(super) async fn open(core: &Core, endpoint: &Arc<Endpoint>) -> Result<Channel, ConnectError> {
+    Ok(if endpoint.spec().h2c {
+        Channel::Http2(http2(core, endpoint).await?)
+    } else {
+        Channel::Http1(Link::new(transport(core, endpoint, false).await?).await?)
+    })
 }
 
 /// An HTTP/2 connection, driven by a task of its own until nobody uses it any more.
-pub(super) async fn http2(
+async fn http2(
     core: &Core,
     endpoint: &Arc<Endpoint>,
 ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {

@@ -2,7 +2,7 @@
 
 use super::pool::Entry;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Version, response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -57,35 +57,57 @@ impl Link {
     /// Whether another request can be sent, after a look at whether the endpoint has closed it.
     pub fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
         self.drive(cx);
+        self.is_ready()
+    }
+
+    /// The same without a look at the socket.
+    fn is_ready(&self) -> bool {
         !self.over && self.sender.is_ready()
     }
 }
 
-/// Sends a request and drives the connection until the head of the answer is there.
-pub(super) async fn send(
-    mut link: Box<Link>,
-    request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Option<Box<Link>>), hyper::Error> {
-    let mut answer = pin!(link.sender.send_request(request));
-    let mut driven_to_end = false;
-    let response = poll_fn(|cx| {
-        if !driven_to_end && Pin::new(&mut link.connection).poll(cx).is_ready() {
-            driven_to_end = true;
-        }
-        answer.as_mut().poll(cx)
-    })
-    .await?;
-    link.over = driven_to_end;
-    Ok((response, Some(link)))
+/// A connection that a request can be sent on.
+pub(super) enum Channel {
+    Http1(Box<Link>),
+    /// Shared with other requests.
+    Http2(http2::SendRequest<RequestBody>),
 }
 
-/// Sends a request on a shared HTTP/2 connection.
-pub(super) async fn send_http2(
-    sender: &mut http2::SendRequest<RequestBody>,
+impl Channel {
+    /// What a request on it must say.
+    pub fn version(&self) -> Version {
+        match self {
+            Self::Http1(_) => Version::HTTP_11,
+            Self::Http2(_) => Version::HTTP_2,
+        }
+    }
+}
+
+/// Sends a request and waits for the head of the answer, driving the connection if nobody else does.
+pub(super) async fn send(
+    channel: Channel,
     request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Option<Box<Link>>), hyper::Error> {
-    sender.ready().await?;
-    Ok((sender.send_request(request).await?, None))
+    entry: &Arc<Entry>,
+) -> Result<(response::Parts, Source), hyper::Error> {
+    let (answer, link) = match channel {
+        Channel::Http1(mut link) => {
+            let mut answer = pin!(link.sender.send_request(request));
+            let head = poll_fn(|cx| {
+                if !link.over && Pin::new(&mut link.connection).poll(cx).is_ready() {
+                    link.over = true;
+                }
+                answer.as_mut().poll(cx)
+            });
+            (head.await?, Some(link))
+        }
+        Channel::Http2(mut sender) => {
+            sender.ready().await?;
+            (sender.send_request(request).await?, None)
+        }
+    };
+    let (head, body) = answer.into_parts();
+    let entry = Arc::clone(entry);
+    Ok((head, Source { link, body, entry }))
 }
 
 /// The body of an answer together with the connection that it comes from. Dropped early, it closes the connection (HTTP/1.1) or
@@ -98,11 +120,6 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Joins the parts of an exchange.
-    pub fn new(link: Option<Box<Link>>, body: Incoming, entry: Arc<Entry>) -> Self {
-        Self { link, body, entry }
-    }
-
     /// For its size and whether it is over.
     pub fn body(&self) -> &Incoming {
         &self.body
@@ -126,7 +143,7 @@ impl Source {
     /// After the end: gives the connection back to the pool if it can be used again.
     pub fn release(&mut self, cx: &mut Context<'_>) {
         if let Some(mut link) = self.link.take()
-            && link.is_reusable(cx)
+            && (link.is_ready() || link.is_reusable(cx))
         {
             self.entry.give_back(link);
         }

@@ -1,6 +1,6 @@
 //! The idle connections of one worker, by endpoint.
 
-use super::exchange::{Link, RequestBody};
+use super::exchange::{Channel, Link, RequestBody};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 use hyper::client::conn::http2;
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use quorate_routing::{Endpoint, RoutingView};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 /// All endpoints that the worker has talked to. The locks are only ever taken on the worker's own thread.
@@ -102,14 +102,25 @@ impl Entry {
         Uri::from_parts(parts).unwrap_or_default()
     }
 
-    /// The most recently used idle connection that is still open; never waits.
-    pub fn take_idle(&self, cx: &mut Context<'_>) -> Poll<Option<Box<Link>>> {
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// An open connection: the shared one, or the most recently used idle one. Must be called from the task that will use it.
+    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Channel> {
+        if self.endpoint.spec().h2c {
+            let shared = self.http2.lock();
+            return shared
+                .as_ref()
+                .filter(|s| !s.is_closed())
+                .cloned()
+                .map(Channel::Http2);
+        }
         loop {
-            let Some(mut link) = self.idle.lock().pop() else {
-                return Poll::Ready(None);
-            };
+            let mut link = self.idle.lock().pop()?;
             if link.idle_since.elapsed() < self.idle_timeout && link.is_reusable(cx) {
-                return Poll::Ready(Some(link));
+                return Some(Channel::Http1(link));
             }
         }
     }
@@ -123,18 +134,11 @@ impl Entry {
         }
     }
 
-    /// The shared HTTP/2 connection, if it is open.
-    pub fn http2(&self) -> Option<http2::SendRequest<RequestBody>> {
-        self.http2
-            .lock()
-            .as_ref()
-            .filter(|sender| !sender.is_closed())
-            .cloned()
-    }
-
-    /// Shares a new HTTP/2 connection.
-    pub fn keep_http2(&self, sender: &http2::SendRequest<RequestBody>) {
-        *self.http2.lock() = Some(sender.clone());
+    /// Lets other requests use a new connection, too, if it can carry several.
+    pub(super) fn share(&self, channel: &Channel) {
+        if let Channel::Http2(sender) = channel {
+            *self.http2.lock() = Some(sender.clone());
+        }
     }
 
     /// The HTTP/2 connection is broken.
