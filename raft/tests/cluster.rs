@@ -238,6 +238,23 @@ fn a_dead_node_is_replaced_and_never_comes_back() {
 }
 
 #[test]
+fn a_change_that_would_leave_no_quorum_is_refused_even_right_after_a_death() {
+    let mut fleet = Fleet::new(3);
+    let leader = fleet.nodes[fleet.leader()].id();
+    let dead = fleet.nodes.iter().position(|node| node.id() != leader).unwrap();
+    fleet.nodes.remove(dead).kill();
+    let other = fleet.nodes.iter().find(|node| node.id() != leader).unwrap().id();
+    let node = fleet.nodes.iter().find(|node| node.id() == leader).unwrap();
+    for change in [node.block_on(node.cluster.demote(other)), node.block_on(node.cluster.remove(other))] {
+        match change {
+            Err(quorate_raft::ChangeError::Refused(why)) => assert!(why.contains("no majority"), "{why}"),
+            changed => panic!("{changed:?}"),
+        }
+    }
+    node.put("still", "1").unwrap();
+}
+
+#[test]
 fn the_leadership_moves_without_a_gap() {
     let fleet = Fleet::new(3);
     for _ in 0..3 {

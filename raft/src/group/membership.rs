@@ -188,7 +188,7 @@ impl Group {
         if !self.known(id)? {
             return Ok(self.members());
         }
-        self.check_quorum_without(id, None)?;
+        self.check_quorum_without(id, None).await?;
         self.give_way(id).await?;
         self.apply_change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true).await
     }
@@ -198,7 +198,7 @@ impl Group {
         match self.known(id) {
             Ok(voter) => {
                 if voter {
-                    self.check_quorum_without(id, None)?;
+                    self.check_quorum_without(id, None).await?;
                     self.give_way(id).await?;
                     self.apply_change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await?;
                 } else {
@@ -233,7 +233,7 @@ impl Group {
         if !already {
             self.caught_up(new).await;
         }
-        self.check_quorum_without(dead, Some(new))?;
+        self.check_quorum_without(dead, Some(new)).await?;
         let mut voters = self.voters();
         voters.remove(&dead);
         voters.insert(new);
@@ -306,22 +306,35 @@ impl Group {
             || self.peers.get(id).and_then(|peer| peer.silent_for()).is_some_and(|silent| silent < ALIVE)
     }
 
-    /// Refuses a change after which the voters that are alive would be no majority.
-    fn check_quorum_without(&self, id: u64, plus: Option<u64>) -> Result<(), ChangeError> {
+    /// Refuses a change after which the voters that are alive would be no majority. A voter counts as alive only if it is heard
+    /// of after the question was put: one that died a moment ago must not carry the change that leaves no quorum behind.
+    async fn check_quorum_without(&self, id: u64, plus: Option<u64>) -> Result<(), ChangeError> {
         let mut voters = self.voters();
         voters.remove(&id);
         voters.extend(plus);
         if voters.is_empty() {
             return Err(ChangeError::Refused(format!("node {id} is the only voter")));
         }
-        let alive = voters.iter().filter(|id| self.alive(**id)).count();
-        if alive * 2 <= voters.len() {
-            return Err(ChangeError::Refused(format!(
-                "without node {id} only {alive} of {} voters would be reachable, which is no majority",
-                voters.len()
-            )));
+        // What a node sent before it died is still arriving for a moment.
+        let asked = Instant::now() + self.timing().heartbeat();
+        let (_, longest) = self.timing().election();
+        loop {
+            let heard = |voter: &u64| {
+                let silent = self.peers.get(*voter).and_then(|peer| peer.silent_for());
+                *voter == self.local.node_id || silent.is_some_and(|silent| silent < asked.elapsed())
+            };
+            let alive = voters.iter().filter(|voter| heard(voter)).count();
+            if alive * 2 > voters.len() {
+                return Ok(());
+            }
+            if asked.elapsed() > 2 * longest {
+                return Err(ChangeError::Refused(format!(
+                    "without node {id} only {alive} of {} voters would be reachable, which is no majority",
+                    voters.len()
+                )));
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        Ok(())
     }
 
     /// Waits until a learner has nearly all of the log; the caller bounds the time.
