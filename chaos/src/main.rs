@@ -27,17 +27,21 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Vec<String>) -> Result<ExitCode> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("runtime")?;
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["write", dir] => runtime.block_on(powercut::write(PathBuf::from(dir), Durability::Synced)),
         ["write", dir, "--unsynced"] => {
             runtime.block_on(powercut::write(PathBuf::from(dir), Durability::Unsynced))
         }
-        ["verify", dir, acknowledged] => {
-            runtime.block_on(powercut::verify(PathBuf::from(dir), PathBuf::from(acknowledged)))
-        }
+        ["verify", dir, acknowledged] => runtime.block_on(powercut::verify(
+            PathBuf::from(dir),
+            PathBuf::from(acknowledged),
+        )),
         ["--help" | "-h"] => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

@@ -52,8 +52,13 @@ fn content(number: u64) -> String {
 pub(crate) async fn write(dir: PathBuf, durability: Durability) -> Result<ExitCode> {
     let mut options = options(&dir, Start::Bootstrap)?;
     options.durability = durability;
-    let cluster = Cluster::start(options).await.context("the node does not start")?;
-    cluster.ready(READY).await.context("the node does not become ready")?;
+    let cluster = Cluster::start(options)
+        .await
+        .context("the node does not start")?;
+    cluster
+        .ready(READY)
+        .await
+        .context("the node does not become ready")?;
     let next = Arc::new(AtomicU64::new(0));
     // Unbuffered: a line that was printed must be in the file when the process is stopped.
     let output = Arc::new(Mutex::new(std::io::stdout()));
@@ -64,12 +69,26 @@ pub(crate) async fn write(dir: PathBuf, durability: Durability) -> Result<ExitCo
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let resource = Resource {
-                    metadata: Some(Metadata { name: name(number), ..Metadata::default() }),
-                    spec: Some(Spec::Setting(SettingSpec { json: content(number) })),
+                    metadata: Some(Metadata {
+                        name: name(number),
+                        ..Metadata::default()
+                    }),
+                    spec: Some(Spec::Setting(SettingSpec {
+                        json: content(number),
+                    })),
                 };
-                let put = PutResource { resource: Some(resource), expected_version: None };
-                let command = Command { op: Some(Op::Put(put)), ..Command::default() };
-                cluster.propose(command).await.map_err(|error| anyhow!("write {number}: {error}"))?;
+                let put = PutResource {
+                    resource: Some(resource),
+                    expected_version: None,
+                };
+                let command = Command {
+                    op: Some(Op::Put(put)),
+                    ..Command::default()
+                };
+                cluster
+                    .propose(command)
+                    .await
+                    .map_err(|error| anyhow!("write {number}: {error}"))?;
                 let mut output = output.lock().map_err(|_| anyhow!("a writer panicked"))?;
                 output.write_all(format!("{number}\n").as_bytes())?;
                 output.flush()?;
@@ -85,12 +104,16 @@ pub(crate) async fn write(dir: PathBuf, durability: Durability) -> Result<ExitCo
 
 /// Opens the directory as the node would and looks for every acknowledged write.
 pub(crate) async fn verify(dir: PathBuf, acknowledged: PathBuf) -> Result<ExitCode> {
-    let text = std::fs::read_to_string(&acknowledged).with_context(|| acknowledged.display().to_string())?;
+    let text = std::fs::read_to_string(&acknowledged)
+        .with_context(|| acknowledged.display().to_string())?;
     // The last line may have been cut short by the stop; what has no line end was not acknowledged to anyone.
     let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
     let numbers: Vec<u64> = complete
         .lines()
-        .map(|line| line.parse().with_context(|| format!("{}: {line:?}", acknowledged.display())))
+        .map(|line| {
+            line.parse()
+                .with_context(|| format!("{}: {line:?}", acknowledged.display()))
+        })
         .collect::<Result<_>>()?;
     let cluster = match Cluster::start(options(&dir, Start::Resume)?).await {
         Ok(cluster) => cluster,
@@ -99,7 +122,10 @@ pub(crate) async fn verify(dir: PathBuf, acknowledged: PathBuf) -> Result<ExitCo
             return Ok(ExitCode::from(2));
         }
     };
-    cluster.ready(READY).await.context("the node does not become ready")?;
+    cluster
+        .ready(READY)
+        .await
+        .context("the node does not become ready")?;
     let view = cluster.view();
     let holds = |number: &u64| {
         view.get(Kind::Setting, &name(*number)).is_some_and(
@@ -107,7 +133,16 @@ pub(crate) async fn verify(dir: PathBuf, acknowledged: PathBuf) -> Result<ExitCo
         )
     };
     let missing = numbers.iter().filter(|number| !holds(number)).count();
-    println!("{} acknowledged, {} missing, {} stored", numbers.len(), missing, view.count(Kind::Setting));
+    println!(
+        "{} acknowledged, {} missing, {} stored",
+        numbers.len(),
+        missing,
+        view.count(Kind::Setting)
+    );
     cluster.shutdown().await;
-    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if missing == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

@@ -6,7 +6,9 @@ use std::{
 };
 
 use openraft::async_runtime::watch::WatchReceiver;
-use quorate_proto::{peer::v1::Replace, peer::v1::change_membership_request::Change, store::v1::Command};
+use quorate_proto::{
+    peer::v1::Replace, peer::v1::change_membership_request::Change, store::v1::Command,
+};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Channel;
@@ -135,7 +137,8 @@ impl Cluster {
     /// # Errors
     /// [`ProposeError`], which says whether the command may have been applied.
     pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
-        self.propose_within(command, self.inner.propose_timeout).await
+        self.propose_within(command, self.inner.propose_timeout)
+            .await
     }
 
     /// [`Cluster::propose`] with a time limit of its own.
@@ -145,7 +148,11 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::propose`].
-    pub async fn propose_within(&self, command: Command, timeout: Duration) -> Result<Applied, ProposeError> {
+    pub async fn propose_within(
+        &self,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Applied, ProposeError> {
         self.inner.proposer.propose(command, timeout).await
     }
 
@@ -158,7 +165,10 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ReadError`] for linearizable reads without a quorum; stale reads always succeed.
-    pub async fn read(&self, consistency: Consistency) -> Result<(Arc<ControlView>, ReadStamp), ReadError> {
+    pub async fn read(
+        &self,
+        consistency: Consistency,
+    ) -> Result<(Arc<ControlView>, ReadStamp), ReadError> {
         self.read_within(consistency, READ_TIMEOUT).await
     }
 
@@ -181,7 +191,11 @@ impl Cluster {
             Consistency::Stale => self.age(),
         };
         let view = self.view();
-        let stamp = ReadStamp { applied_index: view.applied_index(), age, node_id: self.node_id() };
+        let stamp = ReadStamp {
+            applied_index: view.applied_index(),
+            age,
+            node_id: self.node_id(),
+        };
         Ok((view, stamp))
     }
 
@@ -194,7 +208,11 @@ impl Cluster {
     ///
     /// # Errors
     /// [`WatchError`] if the token cannot be resumed from here.
-    pub fn watch(&self, filter: WatchFilter, resume: Option<&ResumeToken>) -> Result<WatchStream, WatchError> {
+    pub fn watch(
+        &self,
+        filter: WatchFilter,
+        resume: Option<&ResumeToken>,
+    ) -> Result<WatchStream, WatchError> {
         self.inner.group.published.hub.subscribe(filter, resume)
     }
 
@@ -261,11 +279,21 @@ impl Cluster {
     pub async fn ready(&self, timeout: Duration) -> Result<(), ReadError> {
         let ready = async {
             let mut settled = self.inner.settled.clone();
-            settled.wait_for(|settled| *settled).await.map_err(|_| ReadError::Stopped)?;
-            self.inner.group.raft.wait_for_recovery(None).await.map_err(|_| ReadError::Stopped)?;
+            settled
+                .wait_for(|settled| *settled)
+                .await
+                .map_err(|_| ReadError::Stopped)?;
+            self.inner
+                .group
+                .raft
+                .wait_for_recovery(None)
+                .await
+                .map_err(|_| ReadError::Stopped)?;
             self.inner.reader.barrier(timeout).await
         };
-        tokio::time::timeout(timeout, ready).await.unwrap_or(Err(ReadError::NoLeader { waited: timeout }))
+        tokio::time::timeout(timeout, ready)
+            .await
+            .unwrap_or(Err(ReadError::NoLeader { waited: timeout }))
     }
 
     /// The cluster as seen from here.
@@ -302,7 +330,10 @@ impl Cluster {
     /// # Errors
     /// [`ChangeError`].
     pub async fn replace(&self, dead: u64, new: u64) -> Result<Members, ChangeError> {
-        self.inner.group.change(Change::Replace(Replace { dead, new })).await
+        self.inner
+            .group
+            .change(Change::Replace(Replace { dead, new }))
+            .await
     }
 
     /// Hands the leadership to a voter, or to the one that is farthest; returns the leader then.
@@ -310,7 +341,11 @@ impl Cluster {
     /// # Errors
     /// [`ChangeError`].
     pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, ChangeError> {
-        let members = self.inner.group.change(Change::Transfer(to.unwrap_or_default())).await?;
+        let members = self
+            .inner
+            .group
+            .change(Change::Transfer(to.unwrap_or_default()))
+            .await?;
         Ok(members.leader)
     }
 
@@ -318,10 +353,18 @@ impl Cluster {
     pub fn peers(&self) -> Vec<PeerInfo> {
         let status = self.status();
         let me = self.node_id();
-        let others = status.members.into_iter().filter(|member| member.node_id != me);
+        let others = status
+            .members
+            .into_iter()
+            .filter(|member| member.node_id != me);
         others
             .map(|member| {
-                let peer = self.inner.group.peers.get(member.node_id).map(|peer| peer.member());
+                let peer = self
+                    .inner
+                    .group
+                    .peers
+                    .get(member.node_id)
+                    .map(|peer| peer.member());
                 PeerInfo {
                     node_id: member.node_id,
                     name: member.name,
@@ -356,7 +399,9 @@ impl Cluster {
         let group = &self.inner.group;
         if group.is_leader() && group.voters().len() > 1 {
             let (_, longest) = group.timing().election();
-            let transfer = group.change_as_leader(Change::Transfer(0), Instant::now() + 3 * longest).await;
+            let transfer = group
+                .change_as_leader(Change::Transfer(0), Instant::now() + 3 * longest)
+                .await;
             if let Err(error) = transfer {
                 tracing::warn!(%error, "stopping without handing the leadership over");
             }

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use quorate_proto::store::v1::Rejection;
 
-pub use crate::storage::StorageError;
 use crate::snapshot::SnapshotError;
+pub use crate::storage::StorageError;
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,9 @@ pub enum Error {
         why: String,
     },
     /// Plain text to a peer that is not on this machine.
-    #[error("{0} is not a loopback address: node-to-node traffic to other machines needs TLS (ca, cert and key)")]
+    #[error(
+        "{0} is not a loopback address: node-to-node traffic to other machines needs TLS (ca, cert and key)"
+    )]
     PlainText(String),
     /// The cluster, or a member of it, refused this node.
     #[error("refused by {peer}: {why}")]
@@ -87,6 +89,9 @@ pub enum ProposeError {
         /// How long was waited.
         waited: Duration,
     },
+    /// The leader's disk is nearly full and no other node could take over. Nothing was changed.
+    #[error("the leader's disk is nearly full; nothing was changed")]
+    NoSpace,
     /// More commands are waiting than the node holds. Nothing was changed.
     #[error("too many commands are waiting")]
     Overloaded,

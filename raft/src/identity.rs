@@ -9,7 +9,10 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{error::{Error, StorageError}, options::Timing};
+use crate::{
+    error::{Error, StorageError},
+    options::Timing,
+};
 
 /// Newest layout of the data directory that this build reads, and the one it writes.
 const SCHEMA: u32 = 1;
@@ -37,11 +40,18 @@ pub(crate) struct MemberId {
 
 impl Identity {
     pub(crate) fn new(name: &str, timing: Timing) -> Result<Self, Error> {
-        Ok(Self { name: name.to_owned(), instance: random_id()?, timing, member: None })
+        Ok(Self {
+            name: name.to_owned(),
+            instance: random_id()?,
+            timing,
+            member: None,
+        })
     }
 
     fn encode(&self) -> String {
-        let mut text = String::from("# Who this data directory is. Do not edit, and do not copy to a second node.\n");
+        let mut text = String::from(
+            "# Who this data directory is. Do not edit, and do not copy to a second node.\n",
+        );
         let _ = writeln!(text, "schema {SCHEMA}");
         let _ = writeln!(text, "name {}", self.name);
         let _ = writeln!(text, "instance {}", self.instance);
@@ -57,19 +67,29 @@ impl Identity {
     }
 
     fn decode(text: &str) -> Result<Self, String> {
-        let (body, crc) = text.trim_end().rsplit_once("\ncrc32 ").ok_or("the checksum is missing")?;
+        let (body, crc) = text
+            .trim_end()
+            .rsplit_once("\ncrc32 ")
+            .ok_or("the checksum is missing")?;
         let body = format!("{body}\n");
         let crc = u32::from_str_radix(crc, 16).map_err(|_| "the checksum is malformed")?;
         if crc32fast::hash(body.as_bytes()) != crc {
             return Err("the checksum does not match: the file was damaged or edited".to_owned());
         }
         let field = |name: &str| {
-            body.lines().find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')))
+            body.lines().find_map(|line| {
+                line.strip_prefix(name)
+                    .and_then(|rest| rest.strip_prefix(' '))
+            })
         };
         let need = |name: &str| field(name).ok_or_else(|| format!("the line {name:?} is missing"));
-        let schema: u32 = need("schema")?.parse().map_err(|_| "the schema is malformed")?;
+        let schema: u32 = need("schema")?
+            .parse()
+            .map_err(|_| "the schema is malformed")?;
         if schema > SCHEMA {
-            return Err(format!("its schema is {schema}, this version knows up to {SCHEMA}: start a later version"));
+            return Err(format!(
+                "its schema is {schema}, this version knows up to {SCHEMA}: start a later version"
+            ));
         }
         let member = match (field("cluster"), field("node")) {
             (Some(cluster), Some(node)) => Some(MemberId {
@@ -82,7 +102,9 @@ impl Identity {
         Ok(Self {
             name: need("name")?.to_owned(),
             instance: need("instance")?.to_owned(),
-            timing: need("timing")?.parse().map_err(|error: crate::options::UnknownTiming| error.to_string())?,
+            timing: need("timing")?
+                .parse()
+                .map_err(|error: crate::options::UnknownTiming| error.to_string())?,
             member,
         })
     }
@@ -92,18 +114,23 @@ impl Identity {
 pub(crate) fn random_id() -> Result<String, Error> {
     let mut bytes = [0_u8; 16];
     fill_random(&mut bytes)?;
-    Ok(bytes.iter().fold(String::with_capacity(32), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
+    Ok(bytes
+        .iter()
+        .fold(String::with_capacity(32), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        }))
 }
 
 /// Random bytes from the kernel.
 pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), Error> {
-    let failed = |error: rustix::io::Errno| Error::Options(format!("the kernel gives no random numbers: {error}"));
+    let failed = |error: rustix::io::Errno| {
+        Error::Options(format!("the kernel gives no random numbers: {error}"))
+    };
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+        filled +=
+            rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
     }
     Ok(())
 }
@@ -129,7 +156,10 @@ impl DataDir {
             .open(&lock_path)
             .map_err(|error| StorageError::io(&lock_path, error))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked(path.to_owned())),
             Err(error) => Err(StorageError::io(&lock_path, error.into()).into()),
         }
@@ -182,7 +212,11 @@ mod tests {
             name: "router-1".into(),
             instance: random_id().unwrap(),
             timing: Timing::Wan,
-            member: Some(MemberId { cluster_id: "abc".into(), node_id: 7, settled: true }),
+            member: Some(MemberId {
+                cluster_id: "abc".into(),
+                node_id: 7,
+                settled: true,
+            }),
         }
     }
 

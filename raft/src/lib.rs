@@ -31,4 +31,6 @@ pub use cluster::{Cluster, Consistency, Leadership, PeerInfo, ReadStamp, StopRea
 pub use error::{ChangeError, Error, ProposeError, ReadError, StorageError};
 pub use group::{Applied, ClusterStatus, MemberStatus, Members, Role};
 pub use network::NODE_URI_PREFIX;
-pub use options::{Advertise, Durability, Options, PeerListen, PeerTls, Start, Timing, UnknownTiming};
+pub use options::{
+    Advertise, Durability, Options, PeerListen, PeerTls, Start, Timing, UnknownTiming,
+};

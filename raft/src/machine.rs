@@ -64,7 +64,12 @@ impl Published {
 
     /// View first, then the watches, then whoever waits for an index: what a waiter is told is there when it looks.
     /// `events: None` after a jump (an installed snapshot): watches start anew.
-    fn publish(&self, view: Arc<ControlView>, applied: Option<LogId>, events: Option<Vec<ChangeEvent>>) {
+    fn publish(
+        &self,
+        view: Arc<ControlView>,
+        applied: Option<LogId>,
+        events: Option<Vec<ChangeEvent>>,
+    ) {
         let revision = view.revision();
         self.view.store(Arc::clone(&view));
         match events {
@@ -72,8 +77,10 @@ impl Published {
             Some(events) => self.hub.publish(view, events),
             None => self.hub.reset(view),
         }
-        self.applied.send_replace(applied.map_or(0, |id| id.index + 1));
-        self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+        self.applied
+            .send_replace(applied.map_or(0, |id| id.index + 1));
+        self.revision
+            .send_if_modified(|known| std::mem::replace(known, revision) != revision);
     }
 }
 
@@ -136,9 +143,13 @@ impl RaftStateMachine<TypeConfig> for ControlMachine {
             let replies = match entry.payload {
                 Payload::Blank => Vec::new(),
                 Payload::Normal(commands) => {
-                    let batch = CommandBatch::decode(commands.0)
-                        .map_err(|error| io::Error::other(format!("log entry {}: {error}", entry.log_id.index)))?;
-                    let applied = self.state.apply(entry.log_id.index, &batch).map_err(io::Error::other)?;
+                    let batch = CommandBatch::decode(commands.0).map_err(|error| {
+                        io::Error::other(format!("log entry {}: {error}", entry.log_id.index))
+                    })?;
+                    let applied = self
+                        .state
+                        .apply(entry.log_id.index, &batch)
+                        .map_err(io::Error::other)?;
                     events.extend(applied.events);
                     applied.replies
                 }
@@ -171,12 +182,19 @@ impl RaftStateMachine<TypeConfig> for ControlMachine {
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
             state: self.state.clone(),
-            meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() },
+            meta: SnapshotMeta {
+                last_log_id: self.applied,
+                last_membership: self.membership.clone(),
+            },
             snapshots: Arc::clone(&self.snapshots),
         }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        data: SnapshotData,
+    ) -> io::Result<()> {
         let snapshots = Arc::clone(&self.snapshots);
         let known = self.state.cluster_id().to_owned();
         let (wanted, meta) = (meta.clone(), meta.clone());
@@ -196,7 +214,10 @@ impl RaftStateMachine<TypeConfig> for ControlMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
-        Ok(self.snapshots.current().map(|stored| Snapshot { meta: stored.meta, snapshot: stored.data }))
+        Ok(self.snapshots.current().map(|stored| Snapshot {
+            meta: stored.meta,
+            snapshot: stored.data,
+        }))
     }
 }
 
@@ -211,11 +232,18 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
-        let (state, meta, snapshots) = (self.state.clone(), self.meta.clone(), Arc::clone(&self.snapshots));
+        let (state, meta, snapshots) = (
+            self.state.clone(),
+            self.meta.clone(),
+            Arc::clone(&self.snapshots),
+        );
         let data = tokio::task::spawn_blocking(move || snapshots.write(&meta, &state))
             .await
             .map_err(io::Error::other)?
             .map_err(io::Error::other)?;
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: data })
+        Ok(Snapshot {
+            meta: self.meta.clone(),
+            snapshot: data,
+        })
     }
 }

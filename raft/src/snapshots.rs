@@ -28,14 +28,22 @@ const INCOMING: &str = "incoming";
 #[derive(Clone, Debug)]
 pub(crate) enum SnapshotData {
     Memory(Bytes),
-    File { path: PathBuf, file: Arc<File>, length: u64 },
+    File {
+        path: PathBuf,
+        file: Arc<File>,
+        length: u64,
+    },
 }
 
 impl SnapshotData {
     fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self::File { path: path.to_owned(), file: Arc::new(file), length })
+        Ok(Self::File {
+            path: path.to_owned(),
+            file: Arc::new(file),
+            length,
+        })
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -49,11 +57,15 @@ impl SnapshotData {
     pub(crate) fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => {
-                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let from = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 Ok(bytes.slice(from..(from.saturating_add(len)).min(bytes.len())))
             }
             Self::File { file, length, .. } => {
-                let len = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+                let len = usize::try_from(length.saturating_sub(offset))
+                    .unwrap_or(usize::MAX)
+                    .min(len);
                 let mut buffer = vec![0; len];
                 file.read_exact_at(&mut buffer, offset)?;
                 Ok(Bytes::from(buffer))
@@ -79,7 +91,11 @@ pub(crate) struct Snapshots {
 
 impl Snapshots {
     pub(crate) fn in_memory(group: &'static str) -> Self {
-        Self { dir: None, group, current: Mutex::new(None) }
+        Self {
+            dir: None,
+            group,
+            current: Mutex::new(None),
+        }
     }
 
     /// Opens the directory, and reads and verifies the newest snapshot in it. Blocking.
@@ -104,15 +120,27 @@ impl Snapshots {
                 None => {}
             }
         }
-        let snapshots = Self { dir: Some(dir.to_owned()), group, current: Mutex::new(None) };
+        let snapshots = Self {
+            dir: Some(dir.to_owned()),
+            group,
+            current: Mutex::new(None),
+        };
         let Some((_, path)) = newest else {
             return Ok((snapshots, None));
         };
-        let (header, state) =
-            snapshot::read_file(&path, Expected { cluster_id: Some(cluster_id), group })?;
+        let (header, state) = snapshot::read_file(
+            &path,
+            Expected {
+                cluster_id: Some(cluster_id),
+                group,
+            },
+        )?;
         let meta = decode_meta(&header.meta).map_err(|why| StorageError::corrupt(&path, why))?;
         let data = SnapshotData::open(&path).map_err(|error| StorageError::io(&path, error))?;
-        *snapshots.current.lock() = Some(Stored { meta: meta.clone(), data });
+        *snapshots.current.lock() = Some(Stored {
+            meta: meta.clone(),
+            data,
+        });
         for (_, path) in older {
             let _ = fs::remove_file(path);
         }
@@ -124,7 +152,11 @@ impl Snapshots {
     }
 
     /// Writes the state and makes it the current snapshot. Blocking.
-    pub(crate) fn write(&self, meta: &SnapshotMeta, state: &ControlState) -> Result<SnapshotData, SnapshotError> {
+    pub(crate) fn write(
+        &self,
+        meta: &SnapshotMeta,
+        state: &ControlState,
+    ) -> Result<SnapshotData, SnapshotError> {
         let started = std::time::Instant::now();
         let (index, term) = position(meta);
         let header = snapshot::header(
@@ -148,8 +180,12 @@ impl Snapshots {
         };
         metrics::histogram!("quorate_raft_snapshot_write_seconds", "group" => self.group)
             .record(started.elapsed().as_secs_f64());
-        metrics::gauge!("quorate_raft_snapshot_bytes", "group" => self.group).set(data.length() as f64);
-        self.replace(Stored { meta: meta.clone(), data: data.clone() });
+        metrics::gauge!("quorate_raft_snapshot_bytes", "group" => self.group)
+            .set(data.length() as f64);
+        self.replace(Stored {
+            meta: meta.clone(),
+            data: data.clone(),
+        });
         Ok(data)
     }
 
@@ -161,13 +197,18 @@ impl Snapshots {
         data: SnapshotData,
         cluster_id: Option<&str>,
     ) -> Result<ControlState, SnapshotError> {
-        let expected = Expected { cluster_id, group: self.group };
+        let expected = Expected {
+            cluster_id,
+            group: self.group,
+        };
         let (header, state) = match &data {
             SnapshotData::Memory(bytes) => snapshot::read_state(&bytes[..], expected)?,
             SnapshotData::File { path, .. } => snapshot::read_file(path, expected)?,
         };
         if (header.applied_index, header.applied_term) != position(meta) {
-            return Err(SnapshotError::Corrupt("it ends at another log entry than the sender said"));
+            return Err(SnapshotError::Corrupt(
+                "it ends at another log entry than the sender said",
+            ));
         }
         let data = match (&self.dir, data) {
             (Some(dir), SnapshotData::File { path, .. }) => {
@@ -179,7 +220,10 @@ impl Snapshots {
             }
             (_, data) => data,
         };
-        self.replace(Stored { meta: meta.clone(), data });
+        self.replace(Stored {
+            meta: meta.clone(),
+            data,
+        });
         Ok(state)
     }
 
@@ -190,7 +234,10 @@ impl Snapshots {
             Some(dir) => {
                 let path = dir.join(format!("{}-{unique:016x}.{INCOMING}", self.group));
                 let file = File::create(&path)?;
-                Ok(Incoming::File { path, file: Some(file) })
+                Ok(Incoming::File {
+                    path,
+                    file: Some(file),
+                })
             }
         }
     }
@@ -203,13 +250,28 @@ impl Snapshots {
     /// Makes `stored` the current snapshot unless a newer one was installed meanwhile, and deletes the other.
     fn replace(&self, stored: Stored) {
         let mut current = self.current.lock();
-        let newer = current.as_ref().is_none_or(|known| known.meta.last_log_id <= stored.meta.last_log_id);
-        let same = current.as_ref().is_some_and(|known| match (&known.data, &stored.data) {
-            (SnapshotData::File { path: a, .. }, SnapshotData::File { path: b, .. }) => a == b,
-            _ => false,
-        });
-        let loser = if newer { current.replace(stored) } else { Some(stored) };
-        if let (false, Some(Stored { data: SnapshotData::File { path, .. }, .. })) = (same, loser) {
+        let newer = current
+            .as_ref()
+            .is_none_or(|known| known.meta.last_log_id <= stored.meta.last_log_id);
+        let same = current
+            .as_ref()
+            .is_some_and(|known| match (&known.data, &stored.data) {
+                (SnapshotData::File { path: a, .. }, SnapshotData::File { path: b, .. }) => a == b,
+                _ => false,
+            });
+        let loser = if newer {
+            current.replace(stored)
+        } else {
+            Some(stored)
+        };
+        if let (
+            false,
+            Some(Stored {
+                data: SnapshotData::File { path, .. },
+                ..
+            }),
+        ) = (same, loser)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -217,7 +279,8 @@ impl Snapshots {
 
 /// Index and term of the last entry in a snapshot; zeros before the first.
 fn position(meta: &SnapshotMeta) -> (u64, u64) {
-    meta.last_log_id.map_or((0, 0), |id: LogId| (id.index, id.leader_id.term))
+    meta.last_log_id
+        .map_or((0, 0), |id: LogId| (id.index, id.leader_id.term))
 }
 
 pub(crate) fn decode_meta(bytes: &[u8]) -> Result<SnapshotMeta, String> {
@@ -227,14 +290,20 @@ pub(crate) fn decode_meta(bytes: &[u8]) -> Result<SnapshotMeta, String> {
 
 fn index_of(path: &Path, group: &str) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
-    let (index, _) = name.strip_prefix(group)?.strip_prefix('-')?.strip_suffix(".snap")?.split_once('-')?;
+    let (index, _) = name
+        .strip_prefix(group)?
+        .strip_prefix('-')?
+        .strip_suffix(".snap")?
+        .split_once('-')?;
     index.parse().ok()
 }
 
 fn is_partial(path: &Path, group: &str) -> bool {
     path.file_name()
         .and_then(|name| name.to_str())
-        .is_some_and(|name| name.starts_with(group) && (name.ends_with(".tmp") || name.ends_with(".incoming")))
+        .is_some_and(|name| {
+            name.starts_with(group) && (name.ends_with(".tmp") || name.ends_with(".incoming"))
+        })
 }
 
 /// A snapshot being received. Dropped before [`Incoming::finish`], it leaves nothing behind.
@@ -251,8 +320,12 @@ impl Incoming {
                 all.extend_from_slice(bytes);
                 Ok(())
             }
-            Self::File { file: Some(file), .. } => file.write_all(bytes),
-            Self::File { file: None, .. } => Err(io::Error::other("the snapshot is complete already")),
+            Self::File {
+                file: Some(file), ..
+            } => file.write_all(bytes),
+            Self::File { file: None, .. } => {
+                Err(io::Error::other("the snapshot is complete already"))
+            }
         }
     }
 
@@ -272,7 +345,11 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Self::File { path, file: Some(_) } = self {
+        if let Self::File {
+            path,
+            file: Some(_),
+        } = self
+        {
             let _ = fs::remove_file(path);
         }
     }

@@ -26,7 +26,8 @@ use crate::{
     identity::{DataDir, Identity, MemberId, fill_random},
     machine::ControlMachine,
     network::{
-        self, Admission, Lane, Local, MAX_MESSAGE, Network, Peers, RaftService, Tls, raft_client, refusal_of,
+        self, Admission, Lane, Local, MAX_MESSAGE, Network, Peers, RaftService, Tls, raft_client,
+        refusal_of,
     },
     options::{Options, PeerListen, Start, Timing},
     snapshots::Snapshots,
@@ -77,7 +78,10 @@ pub(crate) async fn start(mut options: Options) -> Result<Cluster, Error> {
         Some(data) => blocking(move || Ok(Storage::open(data.path(), durability)?)).await?,
         None => Storage::in_memory(),
     };
-    tracing::info!(seconds = began.elapsed().as_secs_f64(), "opened and checked the database");
+    tracing::info!(
+        seconds = began.elapsed().as_secs_f64(),
+        "opened and checked the database"
+    );
     let mut start_id = [0; 8];
     fill_random(&mut start_id)?;
     let start_id = u64::from_le_bytes(start_id);
@@ -87,7 +91,9 @@ pub(crate) async fn start(mut options: Options) -> Result<Cluster, Error> {
         (Some(_), _) => Origin::Resumed,
         (None, Start::Bootstrap) => Origin::Founded,
         (None, Start::Join(_)) => Origin::Joined,
-        (None, Start::Resume) => return Err(Error::NoIdentity(options.data_dir.unwrap_or_default())),
+        (None, Start::Resume) => {
+            return Err(Error::NoIdentity(options.data_dir.unwrap_or_default()));
+        }
     };
     let spec = node_spec(&options, &identity, &peer_address);
     if identity.member.is_none() {
@@ -99,9 +105,17 @@ pub(crate) async fn start(mut options: Options) -> Result<Cluster, Error> {
             (Start::Join(peers), Origin::Joined) => {
                 let request = join_request(&identity, spec.clone(), start_id, "", false);
                 let reply = first_contact(peers, tls.as_ref(), options.timing, request).await?;
-                MemberId { cluster_id: reply.cluster_id, node_id: reply.node_id, settled: false }
+                MemberId {
+                    cluster_id: reply.cluster_id,
+                    node_id: reply.node_id,
+                    settled: false,
+                }
             }
-            _ => MemberId { cluster_id: crate::identity::random_id()?, node_id: FOUNDER_ID, settled: false },
+            _ => MemberId {
+                cluster_id: crate::identity::random_id()?,
+                node_id: FOUNDER_ID,
+                settled: false,
+            },
         };
         identity.member = Some(member);
     }
@@ -132,8 +146,21 @@ pub(crate) async fn start(mut options: Options) -> Result<Cluster, Error> {
         timing: options.timing,
         peer_address,
     });
-    launch(options, listener, tls, data, storage, identity, local, NodeSpec { node_id: member.node_id, ..spec }, origin)
-        .await
+    launch(
+        options,
+        listener,
+        tls,
+        data,
+        storage,
+        identity,
+        local,
+        NodeSpec {
+            node_id: member.node_id,
+            ..spec
+        },
+        origin,
+    )
+    .await
 }
 
 /// Everything from the opened storage on.
@@ -153,27 +180,43 @@ async fn launch(
     let (snapshots, restored) = match data.clone() {
         Some(data) => {
             let cluster_id = local.cluster_id.clone();
-            blocking(move || Snapshots::open(&data.path().join("snapshots"), CONTROL, &cluster_id)).await?
+            blocking(move || Snapshots::open(&data.path().join("snapshots"), CONTROL, &cluster_id))
+                .await?
         }
         None => (Snapshots::in_memory(CONTROL), None),
     };
-    tracing::info!(seconds = began.elapsed().as_secs_f64(), "read and verified the snapshot");
+    tracing::info!(
+        seconds = began.elapsed().as_secs_f64(),
+        "read and verified the snapshot"
+    );
     let snapshots = Arc::new(snapshots);
-    let in_snapshot = restored.as_ref().map(|(meta, _)| meta.last_membership.membership().clone());
+    let in_snapshot = restored
+        .as_ref()
+        .map(|(meta, _)| meta.last_membership.membership().clone());
     let room = {
         let data = data.clone();
-        Arc::new(move || data.as_ref().and_then(|data| data.free_bytes()).is_none_or(|free| free >= SNAPSHOT_ROOM))
+        Arc::new(move || {
+            data.as_ref()
+                .and_then(|data| data.free_bytes())
+                .is_none_or(|free| free >= SNAPSHOT_ROOM)
+        })
     };
     let machine = ControlMachine::new(Arc::clone(&snapshots), restored, room);
     let published = machine.published();
     let (writer, logs) = storage.start(&[CONTROL], data.clone())?;
-    let log = logs.into_iter().next().ok_or_else(|| Error::Raft("no log".to_owned()))?;
+    let log = logs
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::Raft("no log".to_owned()))?;
     if let (Some(purged), Some(data)) = (log.purged(), &data)
         && published.applied() <= purged.index
     {
         return Err(Error::Storage(StorageError::corrupt(
             &data.path().join("snapshots"),
-            format!("the log begins after entry {}, and there is no snapshot of what came before", purged.index),
+            format!(
+                "the log begins after entry {}, and there is no snapshot of what came before",
+                purged.index
+            ),
         )));
     }
     let membership = log.last_membership().or(in_snapshot).unwrap_or_default();
@@ -193,25 +236,41 @@ async fn launch(
     })
     .max_decoding_message_size(MAX_MESSAGE)
     .max_encoding_message_size(MAX_MESSAGE);
-    let routes = options.extra_services.take().unwrap_or_default().add_service(service);
+    let routes = options
+        .extra_services
+        .take()
+        .unwrap_or_default()
+        .add_service(service);
     let stop = CancellationToken::new();
     // Whatever fails from here on stops what was started.
     let guard = stop.clone().drop_guard();
     let tasks = TaskTracker::new();
     let listener = tokio::net::TcpListener::from_std(listener)
         .map_err(|error| Error::Options(format!("the peer listener cannot be used: {error}")))?;
-    tasks.spawn(network::serve(listener, tls, options.timing, routes, stop.clone()));
+    tasks.spawn(network::serve(
+        listener,
+        tls,
+        options.timing,
+        routes,
+        stop.clone(),
+    ));
 
     if origin == Origin::Resumed {
         check_alone(&peers, membership.get_node(&local.node_id), &options.start).await?;
     }
     let config = raft_config(&options)?;
-    let network = Network { peers: Arc::clone(&peers), group: CONTROL };
+    let network = Network {
+        peers: Arc::clone(&peers),
+        group: CONTROL,
+    };
     let began = Instant::now();
     let raft = Raft::new(local.node_id, config, network, log.clone(), machine)
         .await
         .map_err(|error| Error::Raft(error.to_string()))?;
-    tracing::info!(seconds = began.elapsed().as_secs_f64(), "applied the committed log entries");
+    tracing::info!(
+        seconds = began.elapsed().as_secs_f64(),
+        "applied the committed log entries"
+    );
     let group = Arc::new(Group {
         name: CONTROL,
         raft,
@@ -230,7 +289,12 @@ async fn launch(
     let (leadership, leadership_rx) = watch::channel(Leadership::default());
     let stopped = watch::Sender::new(None);
     let (settled, settled_rx) = watch::channel(false);
-    let supervisor = Supervisor { group: Arc::clone(&group), data: data.clone(), leadership, stopped: stopped.clone() };
+    let supervisor = Supervisor {
+        group: Arc::clone(&group),
+        data: data.clone(),
+        leadership,
+        stopped: stopped.clone(),
+    };
     tasks.spawn(supervisor.run(stop.clone()));
     let cluster = Cluster {
         inner: Arc::new(Inner {
@@ -251,7 +315,14 @@ async fn launch(
         let _ = group.raft.shutdown().await;
         return Err(error);
     }
-    let enrolment = Enrolment { group, data, identity, spec, settled, stopped };
+    let enrolment = Enrolment {
+        group,
+        data,
+        identity,
+        spec,
+        settled,
+        stopped,
+    };
     tasks.spawn(enrolment.run(stop));
     guard.disarm();
     Ok(cluster)
@@ -266,16 +337,29 @@ async fn first_election(
     sole_voter: bool,
 ) -> Result<(), Error> {
     let me = group.local.node_id;
-    let founding = me == FOUNDER_ID && identity.member.as_ref().is_some_and(|member| !member.settled);
+    let founding = me == FOUNDER_ID
+        && identity
+            .member
+            .as_ref()
+            .is_some_and(|member| !member.settled);
     if founding && group.log.is_pristine() {
         let member = Member {
             name: identity.name.clone(),
             instance: identity.instance.clone(),
             peer_address: group.local.peer_address.clone(),
         };
-        group.raft.initialize(BTreeMap::from([(me, member)])).await.map_err(|error| Error::Raft(error.to_string()))?;
+        group
+            .raft
+            .initialize(BTreeMap::from([(me, member)]))
+            .await
+            .map_err(|error| Error::Raft(error.to_string()))?;
     } else if sole_voter {
-        group.raft.trigger().elect(false).await.map_err(|error| Error::Raft(error.to_string()))?;
+        group
+            .raft
+            .trigger()
+            .elect(false)
+            .await
+            .map_err(|error| Error::Raft(error.to_string()))?;
     }
     if !founding {
         return Ok(());
@@ -289,7 +373,10 @@ async fn first_election(
             let init = InitCluster {
                 cluster_id: group.local.cluster_id.clone(),
                 timing: group.timing().name().to_owned(),
-                founder: Some(RegisterNode { name: identity.name.clone(), node: Some(spec.clone()) }),
+                founder: Some(RegisterNode {
+                    name: identity.name.clone(),
+                    node: Some(spec.clone()),
+                }),
             };
             match group.write_own(Op::InitCluster(init)).await {
                 Ok(()) => {}
@@ -301,7 +388,11 @@ async fn first_election(
     };
     tokio::time::timeout(FOUND_TIMEOUT, found)
         .await
-        .unwrap_or_else(|_| Err(Error::Raft("the founding node did not become leader".to_owned())))
+        .unwrap_or_else(|_| {
+            Err(Error::Raft(
+                "the founding node did not become leader".to_owned(),
+            ))
+        })
 }
 
 /// Brings the node's resource and role up to date, once, as soon as there is a leader to do it with.
@@ -323,7 +414,11 @@ impl Enrolment {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = RETRY;
-            let member_settled = self.identity.member.as_ref().is_some_and(|member| member.settled);
+            let member_settled = self
+                .identity
+                .member
+                .as_ref()
+                .is_some_and(|member| member.settled);
             if member_settled {
                 // Ready to serve; what remains is to tell others of a changed address or version.
                 self.settled.send_replace(true);
@@ -345,7 +440,9 @@ impl Enrolment {
                 }
                 Err(status) => match refusal_of(&status) {
                     Some(Refusal::Removed) => Inner::stop_for(&self.stopped, StopReason::Removed),
-                    Some(refusal) => tracing::debug!(?refusal, why = status.message(), "enrolment refused"),
+                    Some(refusal) => {
+                        tracing::debug!(?refusal, why = status.message(), "enrolment refused")
+                    }
                     None => tracing::debug!(why = status.message(), "enrolment failed"),
                 },
             }
@@ -356,17 +453,31 @@ impl Enrolment {
     fn up_to_date(&self) -> bool {
         let view = self.group.published.view();
         // Not there yet: the log has not been applied so far.
-        view.node_by_id(self.spec.node_id).is_some_and(|node| matches!(&node.spec, Some(Spec::Node(spec)) if *spec == self.spec))
+        view.node_by_id(self.spec.node_id)
+            .is_some_and(|node| matches!(&node.spec, Some(Spec::Node(spec)) if *spec == self.spec))
     }
 
     async fn ask(&self, settle: bool) -> Result<(), Status> {
         let local = &self.group.local;
-        let request = join_request(&self.identity, self.spec.clone(), local.start_id, &local.cluster_id, settle);
+        let request = join_request(
+            &self.identity,
+            self.spec.clone(),
+            local.start_id,
+            &local.cluster_id,
+            settle,
+        );
         if self.group.is_leader() {
             return self.group.join_as_leader(request).await.map(drop);
         }
-        let leader = self.group.leader().ok_or_else(|| Status::unavailable("no leader"))?;
-        let peer = self.group.peers.get(leader).ok_or_else(|| Status::unavailable("the leader is unknown"))?;
+        let leader = self
+            .group
+            .leader()
+            .ok_or_else(|| Status::unavailable("no leader"))?;
+        let peer = self
+            .group
+            .peers
+            .get(leader)
+            .ok_or_else(|| Status::unavailable("the leader is unknown"))?;
         let mut client = self
             .group
             .peers
@@ -393,14 +504,19 @@ impl Group {
     /// Writes a command of the node's own as the leader. `Err(Some)`: the state refused it, with its reason.
     async fn write_own(&self, op: Op) -> Result<(), Option<String>> {
         use prost::Message;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let command = Command {
             idempotency_key: String::new(),
             time_unix_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
             origin_node_id: self.local.node_id,
             op: Some(op),
         };
-        let batch = quorate_proto::store::v1::CommandBatch { schema: SCHEMA, commands: vec![command] };
+        let batch = quorate_proto::store::v1::CommandBatch {
+            schema: SCHEMA,
+            commands: vec![command],
+        };
         match self.write(batch.encode_to_vec().into()).await {
             Ok((_, replies)) => match replies.into_iter().next() {
                 Some(crate::state::Reply::Rejected(rejection)) => Err(Some(rejection.message)),
@@ -412,22 +528,28 @@ impl Group {
 }
 
 fn check_options(options: &Options) -> Result<(), Error> {
-    let bad = |error: validate::FieldError| Error::Options(format!("{}: {}", error.field, error.message));
+    let bad =
+        |error: validate::FieldError| Error::Options(format!("{}: {}", error.field, error.message));
     validate::name("node name", &options.node_name).map_err(bad)?;
     validate::name("region", &options.region).map_err(bad)?;
     if options.auto_voters == 0 {
         return Err(Error::Options("auto_voters must be at least 1".to_owned()));
     }
     if options.snapshot_every == 0 {
-        return Err(Error::Options("snapshot_every must be at least 1".to_owned()));
+        return Err(Error::Options(
+            "snapshot_every must be at least 1".to_owned(),
+        ));
     }
     if let Start::Join(peers) = &options.start {
         if peers.is_empty() {
-            return Err(Error::Options("at least one peer to join is needed".to_owned()));
+            return Err(Error::Options(
+                "at least one peer to join is needed".to_owned(),
+            ));
         }
         for peer in peers {
-            let (host, _) = split_address(peer)
-                .ok_or_else(|| Error::Options(format!("{peer:?} is not a peer address (host:port)")))?;
+            let (host, _) = split_address(peer).ok_or_else(|| {
+                Error::Options(format!("{peer:?} is not a peer address (host:port)"))
+            })?;
             if let Ok(ip) = host.parse::<IpAddr>()
                 && options.tls.is_none()
                 && !ip.to_canonical().is_loopback()
@@ -468,9 +590,14 @@ fn listen(options: &mut Options) -> Result<(TcpListener, String), Error> {
     }
     let address = match &options.advertise.peer {
         Some(address) => {
-            let (host, _) = split_address(address)
-                .ok_or_else(|| Error::Options(format!("{address:?} is not a peer address (host:port)")))?;
-            if options.tls.is_none() && host.parse::<IpAddr>().is_ok_and(|ip| !ip.to_canonical().is_loopback()) {
+            let (host, _) = split_address(address).ok_or_else(|| {
+                Error::Options(format!("{address:?} is not a peer address (host:port)"))
+            })?;
+            if options.tls.is_none()
+                && host
+                    .parse::<IpAddr>()
+                    .is_ok_and(|ip| !ip.to_canonical().is_loopback())
+            {
                 return Err(Error::PlainText(address.clone()));
             }
             address.clone()
@@ -492,8 +619,16 @@ fn reconcile(
     options: &Options,
     data: Option<&DataDir>,
 ) -> Result<Identity, Error> {
-    let file = data.map_or_else(|| Path::new("memory").to_owned(), |data| data.path().join("identity"));
-    let mismatch = |why: String| Error::Storage(StorageError::Mismatch { path: file.clone(), why });
+    let file = data.map_or_else(
+        || Path::new("memory").to_owned(),
+        |data| data.path().join("identity"),
+    );
+    let mismatch = |why: String| {
+        Error::Storage(StorageError::Mismatch {
+            path: file.clone(),
+            why,
+        })
+    };
     let owner = storage.owner();
     let Some(mut identity) = identity else {
         return match owner {
@@ -515,7 +650,10 @@ fn reconcile(
         (Some(member), None) => {
             return Err(Error::Storage(StorageError::corrupt(
                 storage.path(),
-                format!("the identity file says node {} of cluster {}, but the database is empty: its log was lost", member.node_id, member.cluster_id),
+                format!(
+                    "the identity file says node {} of cluster {}, but the database is empty: its log was lost",
+                    member.node_id, member.cluster_id
+                ),
             )));
         }
         (Some(member), Some(owner)) => {
@@ -530,8 +668,11 @@ fn reconcile(
         }
         // Interrupted between writing the database's owner and the identity file.
         (None, Some(owner)) if owner.instance == identity.instance => {
-            identity.member =
-                Some(MemberId { cluster_id: owner.cluster_id, node_id: owner.node_id, settled: false });
+            identity.member = Some(MemberId {
+                cluster_id: owner.cluster_id,
+                node_id: owner.node_id,
+                settled: false,
+            });
         }
         (None, Some(owner)) => {
             return Err(mismatch(format!(
@@ -552,7 +693,11 @@ fn reconcile(
 
 fn node_spec(options: &Options, identity: &Identity, peer_address: &str) -> NodeSpec {
     NodeSpec {
-        node_id: identity.member.as_ref().map(|member| member.node_id).unwrap_or_default(),
+        node_id: identity
+            .member
+            .as_ref()
+            .map(|member| member.node_id)
+            .unwrap_or_default(),
         instance: identity.instance.clone(),
         region: options.region.clone(),
         peer_address: peer_address.to_owned(),
@@ -563,7 +708,13 @@ fn node_spec(options: &Options, identity: &Identity, peer_address: &str) -> Node
     }
 }
 
-fn join_request(identity: &Identity, node: NodeSpec, start_id: u64, cluster_id: &str, settle: bool) -> JoinRequest {
+fn join_request(
+    identity: &Identity,
+    node: NodeSpec,
+    start_id: u64,
+    cluster_id: &str,
+    settle: bool,
+) -> JoinRequest {
     JoinRequest {
         cluster_id: cluster_id.to_owned(),
         name: identity.name.clone(),
@@ -588,14 +739,20 @@ async fn first_contact(
     while started.elapsed() < JOIN_TIMEOUT {
         for address in addresses {
             let channel = network::dial(tls, address, None, timing)?;
-            let why = match tokio::time::timeout(JOIN_CALL, raft_client(channel).join(request.clone())).await {
-                Ok(Ok(reply)) => return Ok(reply.into_inner()),
-                Ok(Err(status)) if is_final(&status) => {
-                    return Err(Error::Refused { peer: address.clone(), why: status.message().to_owned() });
-                }
-                Ok(Err(status)) => format!("{address}: {}", describe(&status)),
-                Err(_) => format!("{address}: no answer"),
-            };
+            let why =
+                match tokio::time::timeout(JOIN_CALL, raft_client(channel).join(request.clone()))
+                    .await
+                {
+                    Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                    Ok(Err(status)) if is_final(&status) => {
+                        return Err(Error::Refused {
+                            peer: address.clone(),
+                            why: status.message().to_owned(),
+                        });
+                    }
+                    Ok(Err(status)) => format!("{address}: {}", describe(&status)),
+                    Err(_) => format!("{address}: no answer"),
+                };
             // Said once, not at each attempt: an operator who waits must be able to see what for.
             if why != last {
                 tracing::warn!(%why, "cannot join yet, trying on");
@@ -604,7 +761,10 @@ async fn first_contact(
         }
         tokio::time::sleep(RETRY).await;
     }
-    Err(Error::JoinTimeout { waited: JOIN_TIMEOUT, why: last })
+    Err(Error::JoinTimeout {
+        waited: JOIN_TIMEOUT,
+        why: last,
+    })
 }
 
 /// A status with what caused it: the transport's own message hides the reason.
@@ -621,7 +781,10 @@ fn describe(status: &Status) -> String {
 /// Asking again would not help.
 fn is_final(status: &Status) -> bool {
     match refusal_of(status) {
-        Some(refusal) => !matches!(refusal, Refusal::NotLeader | Refusal::UnknownGroup | Refusal::Storage),
+        Some(refusal) => !matches!(
+            refusal,
+            Refusal::NotLeader | Refusal::UnknownGroup | Refusal::Storage
+        ),
         None => status.code() == Code::InvalidArgument,
     }
 }
@@ -638,32 +801,54 @@ async fn check_alone(peers: &Peers, recorded: Option<&Member>, start: &Start) ->
         })
         .collect();
     // Where this node was last: if somebody answers there under its id, that one is the node.
-    if let Some(recorded) = recorded.filter(|recorded| recorded.peer_address != peers.local.peer_address) {
-        asked.push((recorded.peer_address.clone(), Some(recorded.name.clone()), peers.local.node_id, false));
+    if let Some(recorded) =
+        recorded.filter(|recorded| recorded.peer_address != peers.local.peer_address)
+    {
+        asked.push((
+            recorded.peer_address.clone(),
+            Some(recorded.name.clone()),
+            peers.local.node_id,
+            false,
+        ));
     }
     // Peers named on the command line must be of this cluster; others may live at a recorded address by now.
     if let Start::Join(named) = start {
         let strangers = named.iter().filter(|address| {
-            **address != peers.local.peer_address && !asked.iter().any(|(known, ..)| known == *address)
+            **address != peers.local.peer_address
+                && !asked.iter().any(|(known, ..)| known == *address)
         });
-        let strangers: Vec<_> = strangers.map(|address| (address.clone(), None, 0, true)).collect();
+        let strangers: Vec<_> = strangers
+            .map(|address| (address.clone(), None, 0, true))
+            .collect();
         asked.extend(strangers);
     }
-    let checks = asked.into_iter().map(|(address, name, node_id, named)| async move {
-        let channel = peers.dial(&address, name).ok()?;
-        let hello = peers.hello(node_id, true);
-        let answer = tokio::time::timeout(START_CHECK, raft_client(channel).hello(hello)).await.ok()?;
-        let status = answer.err()?;
-        match refusal_of(&status)? {
-            Refusal::Removed | Refusal::Duplicate => {}
-            Refusal::WrongCluster if named => {}
-            refusal => {
-                tracing::warn!(address, ?refusal, why = status.message(), "a recorded peer refused the hello");
-                return None;
+    let checks = asked
+        .into_iter()
+        .map(|(address, name, node_id, named)| async move {
+            let channel = peers.dial(&address, name).ok()?;
+            let hello = peers.hello(node_id, true);
+            let answer = tokio::time::timeout(START_CHECK, raft_client(channel).hello(hello))
+                .await
+                .ok()?;
+            let status = answer.err()?;
+            match refusal_of(&status)? {
+                Refusal::Removed | Refusal::Duplicate => {}
+                Refusal::WrongCluster if named => {}
+                refusal => {
+                    tracing::warn!(
+                        address,
+                        ?refusal,
+                        why = status.message(),
+                        "a recorded peer refused the hello"
+                    );
+                    return None;
+                }
             }
-        }
-        Some(Error::Refused { peer: address, why: status.message().to_owned() })
-    });
+            Some(Error::Refused {
+                peer: address,
+                why: status.message().to_owned(),
+            })
+        });
     match join_all(checks).await.into_iter().flatten().next() {
         Some(refused) => Err(refused),
         None => Ok(()),
@@ -695,10 +880,17 @@ fn raft_config(options: &Options) -> Result<Arc<Config>, Error> {
         removed_leader_step_down: StepDownPolicy::After(millis(shortest)),
         ..Config::default()
     };
-    config.validate().map(Arc::new).map_err(|error| Error::Options(error.to_string()))
+    config
+        .validate()
+        .map(Arc::new)
+        .map_err(|error| Error::Options(error.to_string()))
 }
 
 /// Runs blocking work off the runtime's threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::Raft(error.to_string())))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::Raft(error.to_string())))
 }

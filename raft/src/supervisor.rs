@@ -23,9 +23,10 @@ const TICK: Duration = Duration::from_secs(1);
 const HELLO_TIMEOUT: Duration = Duration::from_millis(900);
 /// With less room than this on the disk the node takes no writes and does not lead; with twice as much it does again.
 const DISK_RESERVE: u64 = 16 << 20;
-/// Commands in the in-memory log beyond which it is compacted, and what is kept then.
-const LOG_MEMORY: usize = 64 << 20;
-const LOG_KEEP: usize = 16 << 20;
+/// Bytes of commands after the last snapshot that make the next one due, and bytes that are kept behind a snapshot: what a
+/// restart has to read and to apply again stays within a second.
+const SNAPSHOT_BYTES: usize = 16 << 20;
+const KEEP_BYTES: usize = 8 << 20;
 
 /// What the supervisor works on.
 pub(crate) struct Supervisor {
@@ -81,7 +82,9 @@ impl Supervisor {
         for (id, member) in membership.nodes().filter(|(id, _)| **id != me) {
             self.group.peers.learn(*id, member);
         }
-        self.group.peers.retain(|id| membership.get_node(&id).is_some());
+        self.group
+            .peers
+            .retain(|id| membership.get_node(&id).is_some());
         self.check_running();
     }
 
@@ -101,7 +104,13 @@ impl Supervisor {
         self.check_disk().await;
         self.compact().await;
         self.say_hello().await;
-        if self.group.published.view().removed_node_by_id(self.group.local.node_id).is_some() {
+        if self
+            .group
+            .published
+            .view()
+            .removed_node_by_id(self.group.local.node_id)
+            .is_some()
+        {
             Inner::stop_for(&self.stopped, StopReason::Removed);
         }
         self.gauges();
@@ -125,9 +134,17 @@ impl Supervisor {
             Ok(Err(status)) => match refusal_of(&status) {
                 Some(Refusal::Removed) => Inner::stop_for(&self.stopped, StopReason::Removed),
                 Some(Refusal::Duplicate) => {
-                    Inner::stop_for(&self.stopped, StopReason::Duplicate(status.message().to_owned()));
+                    Inner::stop_for(
+                        &self.stopped,
+                        StopReason::Duplicate(status.message().to_owned()),
+                    );
                 }
-                Some(refusal) => tracing::warn!(node = peer.node_id, ?refusal, why = status.message(), "hello refused"),
+                Some(refusal) => tracing::warn!(
+                    node = peer.node_id,
+                    ?refusal,
+                    why = status.message(),
+                    "hello refused"
+                ),
                 None => {}
             },
             Err(_) => {}
@@ -163,19 +180,21 @@ impl Supervisor {
 
     /// openraft compacts by number of entries; this bounds the bytes as well.
     async fn compact(&self) {
-        let (bytes, purge_to) = self.group.log.memory(LOG_KEEP);
-        metrics::gauge!("quorate_raft_log_memory_bytes", "group" => self.group.name).set(bytes as f64);
-        if bytes <= LOG_MEMORY {
-            return;
+        let snapshot = self
+            .group
+            .raft
+            .metrics()
+            .borrow_watched()
+            .snapshot
+            .map(|id| id.index);
+        let size = self.group.log.size(snapshot, KEEP_BYTES);
+        metrics::gauge!("quorate_raft_log_memory_bytes", "group" => self.group.name)
+            .set(size.total as f64);
+        if size.after_snapshot > SNAPSHOT_BYTES {
+            let _ = self.group.raft.trigger().snapshot().await;
         }
-        let snapshot = self.group.raft.metrics().borrow_watched().snapshot.map(|id| id.index);
-        match (snapshot, purge_to) {
-            (Some(snapshot), Some(upto)) if snapshot >= upto => {
-                let _ = self.group.raft.trigger().purge_log(upto).await;
-            }
-            _ => {
-                let _ = self.group.raft.trigger().snapshot().await;
-            }
+        if let Some(upto) = size.purge_to {
+            let _ = self.group.raft.trigger().purge_log(upto).await;
         }
     }
 
@@ -184,7 +203,8 @@ impl Supervisor {
         let name = group.name;
         let metrics = group.metrics();
         metrics::gauge!("quorate_raft_term", "group" => name).set(metrics.current_term as f64);
-        metrics::gauge!("quorate_raft_is_leader", "group" => name).set(f64::from(u8::from(group.is_leader())));
+        metrics::gauge!("quorate_raft_is_leader", "group" => name)
+            .set(f64::from(u8::from(group.is_leader())));
         metrics::gauge!("quorate_raft_has_leader", "group" => name)
             .set(f64::from(u8::from(metrics.current_leader.is_some())));
         metrics::gauge!("quorate_raft_last_log_index", "group" => name)

@@ -71,7 +71,11 @@ impl Member {
 
 impl From<peer::Member> for Member {
     fn from(wire: peer::Member) -> Self {
-        Self { name: wire.name, instance: wire.instance, peer_address: wire.peer_address }
+        Self {
+            name: wire.name,
+            instance: wire.instance,
+            peer_address: wire.peer_address,
+        }
     }
 }
 

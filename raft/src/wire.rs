@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::{
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult, TransferLeaderError,
-        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
+        TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
+        VoteResponse,
     },
     vote::RaftLeaderId,
 };
 use quorate_proto::peer::v1 as peer;
 
 use crate::types::{
-    Commands, Entry, LeaderId, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, TypeConfig, Vote,
+    Commands, Entry, LeaderId, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership,
+    TypeConfig, Vote,
 };
 
 /// A message that does not describe a valid value.
@@ -28,7 +30,11 @@ const fn malformed(what: &'static str) -> Malformed {
 }
 
 pub(crate) fn log_id(id: &LogId) -> peer::LogId {
-    peer::LogId { term: id.leader_id.term, leader_id: id.leader_id.node_id, index: id.index }
+    peer::LogId {
+        term: id.leader_id.term,
+        leader_id: id.leader_id.node_id,
+        index: id.index,
+    }
 }
 
 pub(crate) fn to_log_id(wire: &peer::LogId) -> LogId {
@@ -36,7 +42,11 @@ pub(crate) fn to_log_id(wire: &peer::LogId) -> LogId {
 }
 
 pub(crate) fn vote(vote: &Vote) -> peer::Vote {
-    peer::Vote { term: vote.leader_id.term, leader_id: vote.leader_id.node_id, committed: vote.committed }
+    peer::Vote {
+        term: vote.leader_id.term,
+        leader_id: vote.leader_id.node_id,
+        committed: vote.committed,
+    }
 }
 
 pub(crate) fn to_vote(wire: &peer::Vote) -> Vote {
@@ -56,17 +66,25 @@ pub(crate) fn membership(m: &Membership) -> peer::Membership {
         voters: m
             .get_joint_config()
             .iter()
-            .map(|set| peer::VoterSet { node_ids: set.iter().copied().collect() })
+            .map(|set| peer::VoterSet {
+                node_ids: set.iter().copied().collect(),
+            })
             .collect(),
         members: m.nodes().map(|(id, node)| node.to_wire(*id)).collect(),
     }
 }
 
 pub(crate) fn to_membership(wire: peer::Membership) -> Result<Membership, Malformed> {
-    let configs: Vec<BTreeSet<u64>> =
-        wire.voters.into_iter().map(|set| set.node_ids.into_iter().collect()).collect();
-    let nodes: BTreeMap<u64, Member> =
-        wire.members.into_iter().map(|member| (member.node_id, Member::from(member))).collect();
+    let configs: Vec<BTreeSet<u64>> = wire
+        .voters
+        .into_iter()
+        .map(|set| set.node_ids.into_iter().collect())
+        .collect();
+    let nodes: BTreeMap<u64, Member> = wire
+        .members
+        .into_iter()
+        .map(|member| (member.node_id, Member::from(member)))
+        .collect();
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());
     }
@@ -80,12 +98,17 @@ pub(crate) fn stored_membership(m: &StoredMembership) -> peer::StoredMembership 
     }
 }
 
-pub(crate) fn to_stored_membership(wire: peer::StoredMembership) -> Result<StoredMembership, Malformed> {
+pub(crate) fn to_stored_membership(
+    wire: peer::StoredMembership,
+) -> Result<StoredMembership, Malformed> {
     let membership = match wire.membership {
         Some(membership) => to_membership(membership)?,
         None => Membership::default(),
     };
-    Ok(StoredMembership::new(wire.log_id.as_ref().map(to_log_id), membership))
+    Ok(StoredMembership::new(
+        wire.log_id.as_ref().map(to_log_id),
+        membership,
+    ))
 }
 
 pub(crate) fn snapshot_meta(meta: &SnapshotMeta) -> peer::SnapshotMeta {
@@ -108,12 +131,21 @@ pub(crate) fn entry(entry: &Entry) -> peer::Entry {
         Payload::Normal(commands) => peer::entry::Payload::Commands(commands.0.clone()),
         Payload::Membership(m) => peer::entry::Payload::Membership(membership(m)),
     };
-    peer::Entry { log_id: Some(log_id(&entry.log_id)), payload: Some(payload) }
+    peer::Entry {
+        log_id: Some(log_id(&entry.log_id)),
+        payload: Some(payload),
+    }
 }
 
 pub(crate) fn to_entry(wire: peer::Entry) -> Result<Entry, Malformed> {
-    let log_id = wire.log_id.as_ref().map(to_log_id).ok_or(malformed("log entry: no log id"))?;
-    let payload = match wire.payload.ok_or(malformed("log entry: no payload, or one of a newer version"))? {
+    let log_id = wire
+        .log_id
+        .as_ref()
+        .map(to_log_id)
+        .ok_or(malformed("log entry: no log id"))?;
+    let payload = match wire.payload.ok_or(malformed(
+        "log entry: no payload, or one of a newer version",
+    ))? {
         peer::entry::Payload::Blank(_) => Payload::Blank,
         peer::entry::Payload::Commands(bytes) => Payload::Normal(Commands(bytes)),
         peer::entry::Payload::Membership(m) => Payload::Membership(to_membership(m)?),
@@ -121,7 +153,10 @@ pub(crate) fn to_entry(wire: peer::Entry) -> Result<Entry, Malformed> {
     Ok(Entry { log_id, payload })
 }
 
-pub(crate) fn append(request: &AppendEntriesRequest<TypeConfig>, header: Option<peer::Header>) -> peer::AppendFrame {
+pub(crate) fn append(
+    request: &AppendEntriesRequest<TypeConfig>,
+    header: Option<peer::Header>,
+) -> peer::AppendFrame {
     peer::AppendFrame {
         header,
         vote: Some(vote(&request.vote)),
@@ -131,16 +166,17 @@ pub(crate) fn append(request: &AppendEntriesRequest<TypeConfig>, header: Option<
     }
 }
 
-pub(crate) fn to_append(wire: peer::AppendFrame) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
-    let mut next = wire.prev.as_ref().map_or(0, |prev| prev.index + 1);
+pub(crate) fn to_append(
+    wire: peer::AppendFrame,
+) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
+    let first = wire.prev.as_ref().map_or(0, |prev| prev.index + 1);
     let mut entries = Vec::with_capacity(wire.entries.len());
-    for item in wire.entries {
+    for (due, item) in (first..).zip(wire.entries) {
         let item = to_entry(item)?;
         // A gap would break the log for good: refuse the frame instead.
-        if item.log_id.index != next {
+        if item.log_id.index != due {
             return Err(malformed("append frame: entries do not follow each other"));
         }
-        next += 1;
         entries.push(item);
     }
     Ok(AppendEntriesRequest {
@@ -154,11 +190,15 @@ pub(crate) fn to_append(wire: peer::AppendFrame) -> Result<AppendEntriesRequest<
 pub(crate) fn append_reply(result: &StreamAppendResult<TypeConfig>) -> peer::AppendReply {
     use peer::append_reply::Result as Reply;
     let result = match result {
-        Ok(matched) => Reply::Matched(peer::Matched { log_id: matched.as_ref().map(log_id) }),
+        Ok(matched) => Reply::Matched(peer::Matched {
+            log_id: matched.as_ref().map(log_id),
+        }),
         Err(StreamAppendError::Conflict(at)) => Reply::Conflict(log_id(at)),
         Err(StreamAppendError::HigherVote(higher)) => Reply::HigherVote(vote(higher)),
     };
-    peer::AppendReply { result: Some(result) }
+    peer::AppendReply {
+        result: Some(result),
+    }
 }
 
 /// The answer to a single append without entries, in the form the streams use.
@@ -172,9 +212,15 @@ pub(crate) fn heartbeat_reply(
     Ok(append_reply(&response.into_stream_result(prev, prev)))
 }
 
-pub(crate) fn to_append_reply(wire: &peer::AppendReply) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
+pub(crate) fn to_append_reply(
+    wire: &peer::AppendReply,
+) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
     use peer::append_reply::Result as Reply;
-    match wire.result.as_ref().ok_or(malformed("append reply: no result"))? {
+    match wire
+        .result
+        .as_ref()
+        .ok_or(malformed("append reply: no result"))?
+    {
         Reply::Matched(matched) => Ok(Ok(matched.log_id.as_ref().map(to_log_id))),
         Reply::Conflict(at) => Ok(Err(StreamAppendError::Conflict(to_log_id(at)))),
         Reply::HigherVote(higher) => Ok(Err(StreamAppendError::HigherVote(to_vote(higher)))),
@@ -195,8 +241,13 @@ pub(crate) fn vote_request(
     }
 }
 
-pub(crate) fn to_vote_request(wire: &peer::VoteRequest) -> Result<VoteRequest<TypeConfig>, Malformed> {
-    let mut request = VoteRequest::new(need_vote(wire.vote.as_ref())?, wire.last.as_ref().map(to_log_id));
+pub(crate) fn to_vote_request(
+    wire: &peer::VoteRequest,
+) -> Result<VoteRequest<TypeConfig>, Malformed> {
+    let mut request = VoteRequest::new(
+        need_vote(wire.vote.as_ref())?,
+        wire.last.as_ref().map(to_log_id),
+    );
     request.leadership_transfer = wire.leadership_transfer;
     Ok(request)
 }
@@ -239,16 +290,22 @@ pub(crate) fn to_transfer_request(
     ))
 }
 
-pub(crate) fn transfer_reply(response: &TransferLeaderResponse<TypeConfig>) -> peer::TransferLeaderReply {
+pub(crate) fn transfer_reply(
+    response: &TransferLeaderResponse<TypeConfig>,
+) -> peer::TransferLeaderReply {
     use peer::transfer_leader_reply::Result as Reply;
     let result = match response {
         Ok(()) => Reply::Accepted(peer::Blank {}),
         Err(TransferLeaderError::VoteChanged { actual, .. }) => Reply::VoteChanged(vote(actual)),
         Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
-            Reply::LogNotFlushed(peer::Matched { log_id: actual.as_ref().map(log_id) })
+            Reply::LogNotFlushed(peer::Matched {
+                log_id: actual.as_ref().map(log_id),
+            })
         }
     };
-    peer::TransferLeaderReply { result: Some(result) }
+    peer::TransferLeaderReply {
+        result: Some(result),
+    }
 }
 
 pub(crate) fn to_transfer_reply(
@@ -256,14 +313,21 @@ pub(crate) fn to_transfer_reply(
     request: &TransferLeaderRequest<TypeConfig>,
 ) -> Result<TransferLeaderResponse<TypeConfig>, Malformed> {
     use peer::transfer_leader_reply::Result as Reply;
-    Ok(match wire.result.as_ref().ok_or(malformed("transfer reply: no result"))? {
-        Reply::Accepted(_) => Ok(()),
-        Reply::VoteChanged(actual) => {
-            Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual: to_vote(actual) })
-        }
-        Reply::LogNotFlushed(last) => Err(TransferLeaderError::LogNotFlushed {
-            expected: request.last_log_id().copied(),
-            actual: last.log_id.as_ref().map(to_log_id),
-        }),
-    })
+    Ok(
+        match wire
+            .result
+            .as_ref()
+            .ok_or(malformed("transfer reply: no result"))?
+        {
+            Reply::Accepted(_) => Ok(()),
+            Reply::VoteChanged(actual) => Err(TransferLeaderError::VoteChanged {
+                expected: *request.from_leader(),
+                actual: to_vote(actual),
+            }),
+            Reply::LogNotFlushed(last) => Err(TransferLeaderError::LogNotFlushed {
+                expected: request.last_log_id().copied(),
+                actual: last.log_id.as_ref().map(to_log_id),
+            }),
+        },
+    )
 }

@@ -1,5 +1,7 @@
 //! Three and more nodes on real sockets and disks: writes, reads, failures, restarts, membership.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{
@@ -26,16 +28,24 @@ fn three_nodes_elect_a_leader_and_take_writes_anywhere() {
         assert!(applied.index > 0);
     }
     for node in &fleet.nodes {
-        let (view, stamp) = node.block_on(node.cluster.read(Consistency::Linearizable)).unwrap();
+        let (view, stamp) = node
+            .block_on(node.cluster.read(Consistency::Linearizable))
+            .unwrap();
         assert_eq!(view.list(Kind::Setting).count(), 3);
         assert_eq!(stamp.node_id, node.id());
         assert!(stamp.age.is_some());
         let status = node.cluster.status();
         assert_eq!(status.members.len(), 3);
-        assert!(status.members.iter().all(|member| member.role == Role::Voter));
+        assert!(
+            status
+                .members
+                .iter()
+                .all(|member| member.role == Role::Voter)
+        );
     }
     fleet.check_equal();
-    let refused = fleet.nodes[1].block_on(fleet.nodes[1].cluster.propose(put_if("s0", "2", Some(999))));
+    let refused =
+        fleet.nodes[1].block_on(fleet.nodes[1].cluster.propose(put_if("s0", "2", Some(999))));
     let Err(ProposeError::Rejected(rejection)) = refused else {
         panic!("{refused:?}");
     };
@@ -51,13 +61,23 @@ fn a_retried_write_applies_once_across_a_leader_kill() {
         command.idempotency_key = format!("round-{round}");
         let follower = fleet.follower();
         let first = fleet.nodes[follower]
-            .block_on(fleet.nodes[follower].cluster.propose_within(command.clone(), WAIT))
+            .block_on(
+                fleet.nodes[follower]
+                    .cluster
+                    .propose_within(command.clone(), WAIT),
+            )
             .unwrap();
         let leader = fleet.leader();
         let killed = fleet.nodes.remove(leader).kill();
         let survivor = &fleet.nodes[0];
-        let again = survivor.block_on(survivor.cluster.propose_within(command, WAIT)).unwrap();
-        assert_eq!((again.index, &again.resource), (first.index, &first.resource), "applied twice");
+        let again = survivor
+            .block_on(survivor.cluster.propose_within(command, WAIT))
+            .unwrap();
+        assert_eq!(
+            (again.index, &again.resource),
+            (first.index, &first.resource),
+            "applied twice"
+        );
         let now = again.resource.metadata.as_ref().unwrap().resource_version;
         assert!(now > version);
         version = now;
@@ -72,10 +92,20 @@ fn acknowledged_writes_survive_kills_under_load() {
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(AtomicU64::new(0));
     // Handles of the nodes that are alive: one that is kept would keep a killed node's directory open.
-    let alive = |fleet: &Fleet| fleet.nodes.iter().map(|node| node.cluster.clone()).collect::<Vec<_>>();
+    let alive = |fleet: &Fleet| {
+        fleet
+            .nodes
+            .iter()
+            .map(|node| node.cluster.clone())
+            .collect::<Vec<_>>()
+    };
     let clusters = Arc::new(Mutex::new(alive(&fleet)));
     let writer = {
-        let (stop, acknowledged, clusters) = (Arc::clone(&stop), Arc::clone(&acknowledged), Arc::clone(&clusters));
+        let (stop, acknowledged, clusters) = (
+            Arc::clone(&stop),
+            Arc::clone(&acknowledged),
+            Arc::clone(&clusters),
+        );
         std::thread::spawn(move || {
             let runtime = runtime();
             let mut written = Vec::new();
@@ -85,8 +115,10 @@ fn acknowledged_writes_survive_kills_under_load() {
                     let clusters = clusters.lock().unwrap();
                     clusters[number as usize % clusters.len()].clone()
                 };
-                let result = runtime
-                    .block_on(cluster.propose_within(put(&format!("w{number}"), "true"), Duration::from_millis(1500)));
+                let result = runtime.block_on(cluster.propose_within(
+                    put(&format!("w{number}"), "true"),
+                    Duration::from_millis(1500),
+                ));
                 if result.is_ok() {
                     written.push(number);
                     acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -98,11 +130,19 @@ fn acknowledged_writes_survive_kills_under_load() {
     };
     for _ in 0..2 {
         let before = acknowledged.load(Ordering::Relaxed);
-        until("writes go on", || (acknowledged.load(Ordering::Relaxed) > before + 50).then_some(()));
+        until("writes go on", || {
+            (acknowledged.load(Ordering::Relaxed) > before + 50).then_some(())
+        });
         let leader = fleet.leader();
         clusters.lock().unwrap().remove(leader);
         let killed = fleet.nodes.remove(leader).kill();
-        until("a new leader", || fleet.nodes.iter().any(|node| node.cluster.is_leader()).then_some(()));
+        until("a new leader", || {
+            fleet
+                .nodes
+                .iter()
+                .any(|node| node.cluster.is_leader())
+                .then_some(())
+        });
         fleet.restart(killed).ready();
         *clusters.lock().unwrap() = alive(&fleet);
     }
@@ -112,7 +152,10 @@ fn acknowledged_writes_survive_kills_under_load() {
     fleet.check_equal();
     let leader = &fleet.nodes[fleet.leader()];
     for number in written {
-        assert!(leader.setting(&format!("w{number}")).is_some(), "w{number} was acknowledged and is gone");
+        assert!(
+            leader.setting(&format!("w{number}")).is_some(),
+            "w{number} was acknowledged and is gone"
+        );
     }
 }
 
@@ -120,7 +163,9 @@ fn acknowledged_writes_survive_kills_under_load() {
 fn a_restart_of_all_nodes_keeps_everything() {
     let mut fleet = Fleet::new(3);
     for number in 0..200 {
-        fleet.nodes[number % 3].put(&format!("k{number}"), &format!("{number}")).unwrap();
+        fleet.nodes[number % 3]
+            .put(&format!("k{number}"), &format!("{number}"))
+            .unwrap();
     }
     let before = fleet.nodes[0].cluster.view();
     let killed: Vec<_> = fleet.nodes.drain(..).map(Node::kill).collect();
@@ -130,7 +175,10 @@ fn a_restart_of_all_nodes_keeps_everything() {
     for node in &fleet.nodes {
         node.ready();
         for number in 0..200 {
-            assert_eq!(node.setting(&format!("k{number}")), Some(number.to_string()));
+            assert_eq!(
+                node.setting(&format!("k{number}")),
+                Some(number.to_string())
+            );
         }
         assert_eq!(node.cluster.view().cluster_id(), before.cluster_id());
     }
@@ -151,12 +199,16 @@ fn a_node_far_behind_gets_a_snapshot() {
     let down = fleet.nodes.remove(follower).kill();
     // One at a time: one entry each, so the log moves on past what is kept.
     for number in 0..600 {
-        fleet.nodes[number % 2].put(&format!("k{}", number % 50), &format!("{number}")).unwrap();
+        fleet.nodes[number % 2]
+            .put(&format!("k{}", number % 50), &format!("{number}"))
+            .unwrap();
     }
     let node = fleet.restart(down);
     node.ready();
     assert_eq!(node.setting("k49"), Some("599".to_owned()));
-    let snapshots = std::fs::read_dir(node.dir.join("snapshots")).unwrap().count();
+    let snapshots = std::fs::read_dir(node.dir.join("snapshots"))
+        .unwrap()
+        .count();
     assert_eq!(snapshots, 1, "the installed snapshot is the only file");
     fleet.check_equal();
     // And what was installed is enough to start from.
@@ -188,9 +240,17 @@ fn five_nodes_and_back_under_writes() {
     };
     let (fourth, fifth) = (fleet.add().id(), fleet.add().id());
     let learner = |id: u64, fleet: &Fleet| {
-        fleet.nodes[0].cluster.status().members.iter().any(|m| m.node_id == id && m.role == Role::Learner)
+        fleet.nodes[0]
+            .cluster
+            .status()
+            .members
+            .iter()
+            .any(|m| m.node_id == id && m.role == Role::Learner)
     };
-    assert!(learner(fourth, &fleet) && learner(fifth, &fleet), "three voters are enough by default");
+    assert!(
+        learner(fourth, &fleet) && learner(fifth, &fleet),
+        "three voters are enough by default"
+    );
     let node = &fleet.nodes[1];
     node.block_on(node.cluster.promote(fourth)).unwrap();
     let members = node.block_on(node.cluster.promote(fifth)).unwrap();
@@ -198,8 +258,11 @@ fn five_nodes_and_back_under_writes() {
     // Take out two of the first three, the leader among them, but not the node that the writer uses.
     let leader = fleet.nodes[fleet.leader()].id();
     let keep = fleet.nodes[0].id();
-    let gone: Vec<u64> =
-        [leader, fleet.nodes[1].id(), fleet.nodes[2].id()].into_iter().filter(|id| *id != keep).take(2).collect();
+    let gone: Vec<u64> = [leader, fleet.nodes[1].id(), fleet.nodes[2].id()]
+        .into_iter()
+        .filter(|id| *id != keep)
+        .take(2)
+        .collect();
     let node = &fleet.nodes[0];
     for id in &gone {
         node.block_on(node.cluster.remove(*id)).unwrap();
@@ -211,7 +274,10 @@ fn five_nodes_and_back_under_writes() {
         assert_eq!(node.block_on(node.cluster.stopped()), StopReason::Removed);
     }
     fleet.nodes.retain(|node| !gone.contains(&node.id()));
-    assert_eq!(fleet.nodes[0].cluster.status().members.len(), 5 - gone.len());
+    assert_eq!(
+        fleet.nodes[0].cluster.status().members.len(),
+        5 - gone.len()
+    );
     fleet.check_equal();
 }
 
@@ -241,13 +307,27 @@ fn a_dead_node_is_replaced_and_never_comes_back() {
 fn a_change_that_would_leave_no_quorum_is_refused_even_right_after_a_death() {
     let mut fleet = Fleet::new(3);
     let leader = fleet.nodes[fleet.leader()].id();
-    let dead = fleet.nodes.iter().position(|node| node.id() != leader).unwrap();
+    let dead = fleet
+        .nodes
+        .iter()
+        .position(|node| node.id() != leader)
+        .unwrap();
     fleet.nodes.remove(dead).kill();
-    let other = fleet.nodes.iter().find(|node| node.id() != leader).unwrap().id();
+    let other = fleet
+        .nodes
+        .iter()
+        .find(|node| node.id() != leader)
+        .unwrap()
+        .id();
     let node = fleet.nodes.iter().find(|node| node.id() == leader).unwrap();
-    for change in [node.block_on(node.cluster.demote(other)), node.block_on(node.cluster.remove(other))] {
+    for change in [
+        node.block_on(node.cluster.demote(other)),
+        node.block_on(node.cluster.remove(other)),
+    ] {
         match change {
-            Err(quorate_raft::ChangeError::Refused(why)) => assert!(why.contains("no majority"), "{why}"),
+            Err(quorate_raft::ChangeError::Refused(why)) => {
+                assert!(why.contains("no majority"), "{why}")
+            }
             changed => panic!("{changed:?}"),
         }
     }
@@ -261,7 +341,12 @@ fn the_leadership_moves_without_a_gap() {
         let follower = fleet.follower();
         let target = fleet.nodes[follower].id();
         let leader = &fleet.nodes[fleet.leader()];
-        assert_eq!(leader.block_on(leader.cluster.transfer_leadership(Some(target))).unwrap(), target);
+        assert_eq!(
+            leader
+                .block_on(leader.cluster.transfer_leadership(Some(target)))
+                .unwrap(),
+            target
+        );
         let started = Instant::now();
         leader.put("x", "1").unwrap();
         println!("first write after a transfer: {:?}", started.elapsed());
@@ -273,7 +358,10 @@ fn the_leadership_moves_without_a_gap() {
     node.stop();
     let started = Instant::now();
     fleet.nodes[0].put("y", "1").unwrap();
-    println!("first write after a leader's shutdown: {:?}", started.elapsed());
+    println!(
+        "first write after a leader's shutdown: {:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
@@ -287,21 +375,28 @@ fn linearizable_reads_are_never_stale() {
         .nodes
         .iter()
         .map(|node| {
-            let (cluster, stop, floor) = (node.cluster.clone(), Arc::clone(&stop), Arc::clone(&floor));
+            let (cluster, stop, floor) =
+                (node.cluster.clone(), Arc::clone(&stop), Arc::clone(&floor));
             std::thread::spawn(move || {
                 let runtime = runtime();
                 let mut reads = 0_u64;
                 let mut last = 0;
                 while !stop.load(Ordering::Relaxed) {
                     let at_least = floor.load(Ordering::SeqCst);
-                    let (view, _) = runtime.block_on(cluster.read_within(Consistency::Linearizable, WAIT)).unwrap();
-                    let Some(quorate_proto::v1::resource::Spec::Setting(setting)) =
-                        view.get(Kind::Setting, "n").and_then(|resource| resource.spec.clone())
+                    let (view, _) = runtime
+                        .block_on(cluster.read_within(Consistency::Linearizable, WAIT))
+                        .unwrap();
+                    let Some(quorate_proto::v1::resource::Spec::Setting(setting)) = view
+                        .get(Kind::Setting, "n")
+                        .and_then(|resource| resource.spec.clone())
                     else {
                         panic!("gone");
                     };
                     let value: u64 = setting.json.parse().unwrap();
-                    assert!(value >= at_least, "read {value} after {at_least} was acknowledged");
+                    assert!(
+                        value >= at_least,
+                        "read {value} after {at_least} was acknowledged"
+                    );
                     assert!(value >= last, "time went backwards");
                     last = value;
                     reads += 1;
@@ -311,12 +406,15 @@ fn linearizable_reads_are_never_stale() {
         })
         .collect();
     for value in 1..400_u64 {
-        fleet.nodes[(value % 3) as usize].put("n", &value.to_string()).unwrap();
+        fleet.nodes[(value % 3) as usize]
+            .put("n", &value.to_string())
+            .unwrap();
         floor.store(value, Ordering::SeqCst);
         if value % 100 == 0 {
             let target = fleet.nodes[fleet.follower()].id();
             let node = &fleet.nodes[0];
-            node.block_on(node.cluster.transfer_leadership(Some(target))).unwrap();
+            node.block_on(node.cluster.transfer_leadership(Some(target)))
+                .unwrap();
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -331,24 +429,48 @@ fn without_a_quorum_nothing_is_acknowledged_and_stale_reads_say_so() {
     fleet.nodes[0].put("x", "1").unwrap();
     let killed = [fleet.nodes.remove(2).kill(), fleet.nodes.remove(1).kill()];
     let alone = &fleet.nodes[0];
-    until("the lease is over", || (alone.cluster.age()? > Duration::from_secs(1)).then_some(()));
-    let refused = alone.block_on(alone.cluster.propose_within(put("x", "2"), Duration::from_millis(700)));
-    assert!(matches!(refused, Err(ProposeError::NoLeader { .. })), "{refused:?}");
-    assert!(alone.block_on(alone.cluster.read_within(Consistency::Linearizable, Duration::from_millis(300))).is_err());
-    let (view, stamp) = alone.block_on(alone.cluster.read(Consistency::Stale)).unwrap();
+    until("the lease is over", || {
+        (alone.cluster.age()? > Duration::from_secs(1)).then_some(())
+    });
+    let refused = alone.block_on(
+        alone
+            .cluster
+            .propose_within(put("x", "2"), Duration::from_millis(700)),
+    );
+    assert!(
+        matches!(refused, Err(ProposeError::NoLeader { .. })),
+        "{refused:?}"
+    );
+    assert!(
+        alone
+            .block_on(
+                alone
+                    .cluster
+                    .read_within(Consistency::Linearizable, Duration::from_millis(300))
+            )
+            .is_err()
+    );
+    let (view, stamp) = alone
+        .block_on(alone.cluster.read(Consistency::Stale))
+        .unwrap();
     assert!(view.get(Kind::Setting, "x").is_some() && stamp.age.unwrap() > Duration::from_secs(1));
     assert!(!alone.cluster.status().warnings.is_empty());
     for node in killed {
         fleet.restart(node);
     }
     fleet.nodes[0].put("x", "3").unwrap();
-    until("fresh again", || (fleet.nodes[0].cluster.age()? < Duration::from_secs(1)).then_some(()));
+    until("fresh again", || {
+        (fleet.nodes[0].cluster.age()? < Duration::from_secs(1)).then_some(())
+    });
 }
 
 #[test]
 fn watches_resume_on_another_node() {
     let fleet = Fleet::new(3);
-    let filter = WatchFilter { kinds: vec![Kind::Setting], name: None };
+    let filter = WatchFilter {
+        kinds: vec![Kind::Setting],
+        name: None,
+    };
     let mut watch = fleet.nodes[0].cluster.watch(filter.clone(), None).unwrap();
     fleet.nodes[1].put("a", "1").unwrap();
     let mut token = None;
@@ -385,7 +507,13 @@ fn a_node_moves_to_another_address() {
                 .status()
                 .members
                 .iter()
-                .any(|member| member.node_id == id && member.node.as_ref().is_some_and(|n| n.peer_address == address))
+                .any(|member| {
+                    member.node_id == id
+                        && member
+                            .node
+                            .as_ref()
+                            .is_some_and(|n| n.peer_address == address)
+                })
                 .then_some(())
         });
     }
@@ -399,7 +527,11 @@ fn starting_again_is_safe_whatever_it_is_told() {
     fleet.nodes[0].put("x", "1").unwrap();
     let cluster_id = fleet.nodes[0].cluster.cluster_id().to_owned();
     let (dir, address, name) = fleet.nodes.remove(0).stop();
-    for start in [Start::Bootstrap, Start::Join(vec![address.clone()]), Start::Resume] {
+    for start in [
+        Start::Bootstrap,
+        Start::Join(vec![address.clone()]),
+        Start::Resume,
+    ] {
         let node = Node::try_start(options(&name, &dir, bind(&address), start)).unwrap();
         node.ready();
         assert_eq!(node.cluster.cluster_id(), cluster_id);

@@ -1,6 +1,8 @@
 //! Who may take part: wrong clusters, copied and wiped directories, certificates, damaged files. Each is refused with a
 //! message that says what to do.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{
@@ -52,7 +54,10 @@ fn a_name_that_is_taken_is_refused() {
     let fleet = Fleet::new(2);
     let dir = fleet.root.path().join("impostor");
     let why = refusal(options("node-2", &dir, free_listener(), join(&fleet)));
-    assert!(why.contains("belongs to node") && why.contains("another data directory"), "{why}");
+    assert!(
+        why.contains("belongs to node") && why.contains("another data directory"),
+        "{why}"
+    );
 }
 
 #[test]
@@ -86,7 +91,14 @@ fn a_wiped_log_is_refused_not_served() {
     let why = refusal(options(&name, &dir, bind(&address), join(&fleet)));
     assert!(why.contains("remove node"), "{why}");
     let node = &fleet.nodes[0];
-    let old = node.cluster.status().members.iter().find(|member| member.name == name).unwrap().node_id;
+    let old = node
+        .cluster
+        .status()
+        .members
+        .iter()
+        .find(|member| member.name == name)
+        .unwrap()
+        .node_id;
     node.block_on(node.cluster.remove(old)).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     let node = Node::try_start(options(&name, &dir, bind(&address), join(&fleet))).unwrap();
@@ -98,7 +110,12 @@ fn a_wiped_log_is_refused_not_served() {
 #[test]
 fn timers_must_agree() {
     let mut fleet = Fleet::new(1);
-    let mut other = options("node-9", &fleet.root.path().join("other"), free_listener(), join(&fleet));
+    let mut other = options(
+        "node-9",
+        &fleet.root.path().join("other"),
+        free_listener(),
+        join(&fleet),
+    );
     other.timing = Timing::Wan;
     let why = refusal(other);
     assert!(why.contains("timing"), "{why}");
@@ -135,6 +152,8 @@ fn plain_text_stays_on_this_machine() {
     assert!(why.contains("needs TLS"), "{why}");
 }
 
+type Harm = Box<dyn Fn(&Path)>;
+
 /// Every file that a stopped node leaves, with an offset in it that matters.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -157,7 +176,9 @@ fn damaged_files_are_refused_never_served() {
     });
     let mut fleet = Fleet::with(1, Arc::clone(&tweak));
     for number in 0..180 {
-        fleet.nodes[0].put(&format!("k{number}"), &format!("\"{}\"", "v".repeat(200))).unwrap();
+        fleet.nodes[0]
+            .put(&format!("k{number}"), &format!("\"{}\"", "v".repeat(200)))
+            .unwrap();
     }
     let want: Vec<_> = (0..180).map(|number| format!("k{number}")).collect();
     let (dir, address, name) = fleet.nodes.remove(0).stop();
@@ -171,7 +192,7 @@ fn damaged_files_are_refused_never_served() {
         }
         let len = std::fs::metadata(&path).unwrap().len();
         // A flipped bit at several places, the tail cut off, the whole file gone.
-        let mut harms: Vec<(String, Box<dyn Fn(&Path)>)> = Vec::new();
+        let mut harms: Vec<(String, Harm)> = Vec::new();
         for part in [0, 1, 3, 5, 7] {
             let offset = len.saturating_sub(1) * part / 7;
             harms.push((
@@ -186,10 +207,20 @@ fn damaged_files_are_refused_never_served() {
         for keep in [0, len / 2, len.saturating_sub(100)] {
             harms.push((
                 format!("cut at {keep} of {len}"),
-                Box::new(move |file| std::fs::File::options().write(true).open(file).unwrap().set_len(keep).unwrap()),
+                Box::new(move |file| {
+                    std::fs::File::options()
+                        .write(true)
+                        .open(file)
+                        .unwrap()
+                        .set_len(keep)
+                        .unwrap()
+                }),
             ));
         }
-        harms.push(("deleted".to_owned(), Box::new(|file| std::fs::remove_file(file).unwrap())));
+        harms.push((
+            "deleted".to_owned(),
+            Box::new(|file| std::fs::remove_file(file).unwrap()),
+        ));
         for (what, harm) in harms {
             std::fs::remove_dir_all(&dir).unwrap();
             copy(&intact, &dir);
@@ -200,14 +231,22 @@ fn damaged_files_are_refused_never_served() {
                 Err(error) => {
                     refused += 1;
                     let text = error.to_string();
-                    assert!(text.contains(&*dir.to_string_lossy()), "{}: {what}: {text}", relative.display());
+                    assert!(
+                        text.contains(&*dir.to_string_lossy()),
+                        "{}: {what}: {text}",
+                        relative.display()
+                    );
                 }
                 Ok(node) => {
                     // Not every byte of a file carries something. What is served must be all of it.
                     unharmed += 1;
                     node.ready();
                     for key in &want {
-                        assert!(node.setting(key).is_some(), "{}: {what}: {key} is gone", relative.display());
+                        assert!(
+                            node.setting(key).is_some(),
+                            "{}: {what}: {key} is gone",
+                            relative.display()
+                        );
                     }
                     node.stop();
                 }
@@ -247,23 +286,39 @@ fn strangers_are_kept_out() {
     };
     let join_briefly = |options: Options| {
         let runtime = runtime();
-        let started = runtime
-            .block_on(async { tokio::time::timeout(Duration::from_secs(3), quorate_raft::Cluster::start(options)).await });
+        let started = runtime.block_on(async {
+            tokio::time::timeout(
+                Duration::from_secs(3),
+                quorate_raft::Cluster::start(options),
+            )
+            .await
+        });
         runtime.shutdown_background();
         matches!(started, Ok(Ok(_)))
     };
     // Another authority.
     let others = Authority::new(&certs.path().join("theirs"));
-    assert!(!join_briefly(impatient("stranger", Some(others.issue("stranger")))));
+    assert!(!join_briefly(impatient(
+        "stranger",
+        Some(others.issue("stranger"))
+    )));
     // No certificate at all.
     assert!(!join_briefly(impatient("plain", None)));
     // Our authority, but a certificate for another node: not even started.
     let why = refusal(impatient("node-7", Some(authority.issue("node-8"))));
     assert!(why.contains("node-8"), "{why}");
     // The right certificate.
-    assert!(join_briefly(impatient("node-9", Some(authority.issue("node-9")))));
+    assert!(join_briefly(impatient(
+        "node-9",
+        Some(authority.issue("node-9"))
+    )));
     let settings = fleet.nodes[0].cluster.status();
-    assert!(settings.members.iter().all(|member| member.name != "stranger" && member.name != "plain"));
+    assert!(
+        settings
+            .members
+            .iter()
+            .all(|member| member.name != "stranger" && member.name != "plain")
+    );
 }
 
 #[test]
@@ -273,7 +328,10 @@ fn a_removed_leader_steps_aside_and_says_so() {
     let id = leader.id();
     let members = leader.block_on(leader.cluster.remove(id)).unwrap();
     assert!(!members.voters.contains(&id));
-    assert_eq!(leader.block_on(leader.cluster.stopped()), StopReason::Removed);
+    assert_eq!(
+        leader.block_on(leader.cluster.stopped()),
+        StopReason::Removed
+    );
 }
 
 #[test]
@@ -282,5 +340,8 @@ fn a_missing_watermark_is_refused() {
     let (dir, address, name) = fleet.nodes.remove(0).stop();
     std::fs::remove_file(dir.join("watermark")).unwrap();
     let result = Node::try_start(options(&name, &dir, bind(&address), Start::Resume));
-    assert!(matches!(result, Err(Error::Storage(StorageError::Corrupt { .. }))));
+    assert!(matches!(
+        result,
+        Err(Error::Storage(StorageError::Corrupt { .. }))
+    ));
 }

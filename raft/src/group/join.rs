@@ -23,18 +23,27 @@ const SETTLE: Duration = Duration::from_secs(10);
 
 impl Group {
     /// Handles a join as the leader. The caller's identity has been checked against its certificate.
-    pub(crate) async fn join_as_leader(self: &Arc<Self>, request: JoinRequest) -> Result<JoinReply, Status> {
+    pub(crate) async fn join_as_leader(
+        self: &Arc<Self>,
+        request: JoinRequest,
+    ) -> Result<JoinReply, Status> {
         let timing = self.timing().name();
         if request.timing != timing {
             return Err(refuse(
                 Refusal::Timing,
-                format!("the cluster uses the timing preset {timing:?}, the node {:?}", request.timing),
+                format!(
+                    "the cluster uses the timing preset {timing:?}, the node {:?}",
+                    request.timing
+                ),
             ));
         }
         if request.schema < SCHEMA {
             return Err(refuse(
                 Refusal::Schema,
-                format!("the cluster writes schema {SCHEMA}, the node knows up to {}: run a newer version", request.schema),
+                format!(
+                    "the cluster writes schema {SCHEMA}, the node knows up to {}: run a newer version",
+                    request.schema
+                ),
             ));
         }
         let Some(node) = request.node else {
@@ -55,21 +64,38 @@ impl Group {
             instance: node.instance.clone(),
             peer_address: node.peer_address.clone(),
         };
-        let register = RegisterNode { name: request.name.clone(), node: Some(node) };
+        let register = RegisterNode {
+            name: request.name.clone(),
+            node: Some(node),
+        };
         let _one_at_a_time = self.changes.lock().await;
-        let reply = self.write_command(Op::RegisterNode(register)).await.map_err(|error| error.to_status())?;
+        let reply = self
+            .write_command(Op::RegisterNode(register))
+            .await
+            .map_err(|error| error.to_status())?;
         let node_id = match reply {
             Reply::Applied { resource, .. } => match &resource.spec {
                 Some(Spec::Node(node)) => node.node_id,
-                _ => return Err(Status::internal("the registration was not answered with a node")),
+                _ => {
+                    return Err(Status::internal(
+                        "the registration was not answered with a node",
+                    ));
+                }
             },
             Reply::Rejected(rejection) if rejection.code == i32::from(RejectionCode::Invalid) => {
-                return Err(Status::invalid_argument(format!("{}: {}", rejection.field, rejection.message)));
+                return Err(Status::invalid_argument(format!(
+                    "{}: {}",
+                    rejection.field, rejection.message
+                )));
             }
-            Reply::Rejected(rejection) => return Err(refuse(Refusal::NameInUse, rejection.message)),
+            Reply::Rejected(rejection) => {
+                return Err(refuse(Refusal::NameInUse, rejection.message));
+            }
         };
         self.peers.learn(node_id, &member);
-        self.add_member(node_id, member).await.map_err(|error| error.to_status())?;
+        self.add_member(node_id, member)
+            .await
+            .map_err(|error| error.to_status())?;
         let mut voter = self.voters().contains(&node_id);
         if request.settle && !voter && self.voters().len() < self.auto_voters {
             tokio::time::timeout(SETTLE, self.caught_up(node_id))
@@ -80,7 +106,13 @@ impl Group {
                 .map_err(|error| error.to_status())?;
             voter = true;
         }
-        tracing::info!(node_id, name = request.name, voter, settle = request.settle, "a node has joined");
+        tracing::info!(
+            node_id,
+            name = request.name,
+            voter,
+            settle = request.settle,
+            "a node has joined"
+        );
         let metrics = self.metrics();
         Ok(JoinReply {
             cluster_id: self.local.cluster_id.clone(),

@@ -47,13 +47,21 @@ pub struct Members {
 
 impl From<ChangeMembershipReply> for Members {
     fn from(reply: ChangeMembershipReply) -> Self {
-        Self { voters: reply.voters, learners: reply.learners, leader: reply.leader }
+        Self {
+            voters: reply.voters,
+            learners: reply.learners,
+            leader: reply.leader,
+        }
     }
 }
 
 impl From<Members> for ChangeMembershipReply {
     fn from(members: Members) -> Self {
-        Self { voters: members.voters, learners: members.learners, leader: members.leader }
+        Self {
+            voters: members.voters,
+            learners: members.learners,
+            leader: members.leader,
+        }
     }
 }
 
@@ -85,7 +93,10 @@ impl ChangeError {
         let why = status.message().to_owned();
         match status.code() {
             Code::NotFound => {
-                let id = status.metadata().get("quorate-node").and_then(|id| id.to_str().ok()?.parse().ok());
+                let id = status
+                    .metadata()
+                    .get("quorate-node")
+                    .and_then(|id| id.to_str().ok()?.parse().ok());
                 Self::UnknownNode(id.unwrap_or_default())
             }
             Code::FailedPrecondition if refusal_of(status).is_none() => Self::Refused(why),
@@ -103,8 +114,10 @@ impl Group {
             let leader = self.leader();
             let result = match leader {
                 None => Err(ChangeError::Unavailable("there is no leader".to_owned())),
-                Some(leader) if leader == self.local.node_id => self.change_as_leader(change.clone(), until).await,
-                Some(leader) => self.forward_change(leader, change.clone(), until).await,
+                Some(leader) if leader == self.local.node_id => {
+                    self.change_as_leader(change, until).await
+                }
+                Some(leader) => self.forward_change(leader, change, until).await,
             };
             match result {
                 Err(ChangeError::Unavailable(_)) if Instant::now() < until => {
@@ -115,11 +128,21 @@ impl Group {
         }
     }
 
-    async fn forward_change(&self, leader: u64, change: Change, until: Instant) -> Result<Members, ChangeError> {
+    async fn forward_change(
+        &self,
+        leader: u64,
+        change: Change,
+        until: Instant,
+    ) -> Result<Members, ChangeError> {
         let unavailable = |why: String| ChangeError::Unavailable(why);
-        let peer = self.peers.get(leader).ok_or_else(|| unavailable("the leader is unknown".to_owned()))?;
-        let mut client =
-            self.peers.client(&peer, Lane::Urgent).map_err(|error| unavailable(error.to_string()))?;
+        let peer = self
+            .peers
+            .get(leader)
+            .ok_or_else(|| unavailable("the leader is unknown".to_owned()))?;
+        let mut client = self
+            .peers
+            .client(&peer, Lane::Urgent)
+            .map_err(|error| unavailable(error.to_string()))?;
         let request = ChangeMembershipRequest {
             header: Some(crate::network::header(&self.peers, self.name, leader)),
             change: Some(change),
@@ -128,7 +151,9 @@ impl Group {
         match tokio::time::timeout(remaining, client.change_membership(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner().into()),
             Ok(Err(status)) => Err(ChangeError::from_status(&status)),
-            Err(_) => Err(ChangeError::Timeout("the leader did not answer in time".to_owned())),
+            Err(_) => Err(ChangeError::Timeout(
+                "the leader did not answer in time".to_owned(),
+            )),
         }
     }
 
@@ -142,7 +167,9 @@ impl Group {
         let work = async {
             let _one_at_a_time = self.changes.lock().await;
             if !self.is_leader() {
-                return Err(ChangeError::Unavailable("the leadership has moved".to_owned()));
+                return Err(ChangeError::Unavailable(
+                    "the leadership has moved".to_owned(),
+                ));
             }
             match change {
                 Change::Promote(id) => self.promote(id).await,
@@ -154,7 +181,11 @@ impl Group {
         };
         tokio::time::timeout(remaining, work)
             .await
-            .unwrap_or_else(|_| Err(ChangeError::Timeout("the change did not finish in time".to_owned())))
+            .unwrap_or_else(|_| {
+                Err(ChangeError::Timeout(
+                    "the change did not finish in time".to_owned(),
+                ))
+            })
     }
 
     pub(crate) fn members(&self) -> Members {
@@ -181,7 +212,8 @@ impl Group {
             return Ok(self.members());
         }
         self.caught_up(id).await;
-        self.apply_change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await
+        self.apply_change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)
+            .await
     }
 
     async fn demote(self: &Arc<Self>, id: u64) -> Result<Members, ChangeError> {
@@ -190,7 +222,8 @@ impl Group {
         }
         self.check_quorum_without(id, None).await?;
         self.give_way(id).await?;
-        self.apply_change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true).await
+        self.apply_change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true)
+            .await
     }
 
     async fn remove(self: &Arc<Self>, id: u64) -> Result<Members, ChangeError> {
@@ -200,13 +233,17 @@ impl Group {
                 if voter {
                     self.check_quorum_without(id, None).await?;
                     self.give_way(id).await?;
-                    self.apply_change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false).await?;
+                    self.apply_change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false)
+                        .await?;
                 } else {
-                    self.apply_change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await?;
+                    self.apply_change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false)
+                        .await?;
                 }
             }
             // Out of the membership already: an earlier attempt got only half the way.
-            Err(unknown) if view.node_by_id(id).is_none() && view.removed_node_by_id(id).is_none() => {
+            Err(unknown)
+                if view.node_by_id(id).is_none() && view.removed_node_by_id(id).is_none() =>
+            {
                 return Err(unknown);
             }
             Err(_) => {}
@@ -216,7 +253,9 @@ impl Group {
 
     async fn replace(self: &Arc<Self>, dead: u64, new: u64) -> Result<Members, ChangeError> {
         if dead == new {
-            return Err(ChangeError::Refused("a node cannot replace itself".to_owned()));
+            return Err(ChangeError::Refused(
+                "a node cannot replace itself".to_owned(),
+            ));
         }
         let dead_votes = match self.known(dead) {
             Ok(votes) => votes,
@@ -224,10 +263,14 @@ impl Group {
             Err(unknown) => return Err(unknown),
         };
         if !dead_votes {
-            return Err(ChangeError::Refused(format!("node {dead} is not a voter: remove it instead")));
+            return Err(ChangeError::Refused(format!(
+                "node {dead} is not a voter: remove it instead"
+            )));
         }
         if dead == self.local.node_id {
-            return Err(ChangeError::Refused("the leader cannot be replaced: transfer the leadership first".to_owned()));
+            return Err(ChangeError::Refused(
+                "the leader cannot be replaced: transfer the leadership first".to_owned(),
+            ));
         }
         let already = self.known(new)?;
         if !already {
@@ -237,7 +280,8 @@ impl Group {
         let mut voters = self.voters();
         voters.remove(&dead);
         voters.insert(new);
-        self.apply_change(ChangeMembers::ReplaceAllVoters(voters), false).await?;
+        self.apply_change(ChangeMembers::ReplaceAllVoters(voters), false)
+            .await?;
         self.bury(dead).await
     }
 
@@ -246,12 +290,14 @@ impl Group {
         let me = self.local.node_id;
         let to = match to {
             Some(id) if !self.known(id)? => {
-                return Err(ChangeError::Refused(format!("node {id} is a learner and cannot lead")));
+                return Err(ChangeError::Refused(format!(
+                    "node {id} is a learner and cannot lead"
+                )));
             }
             Some(id) => id,
-            None => self
-                .successor()
-                .ok_or_else(|| ChangeError::Refused("there is no other reachable voter to lead".to_owned()))?,
+            None => self.successor().ok_or_else(|| {
+                ChangeError::Refused("there is no other reachable voter to lead".to_owned())
+            })?,
         };
         if to == me {
             return Ok(self.members());
@@ -261,7 +307,11 @@ impl Group {
         }
         let (_, longest) = self.timing().election();
         for _ in 0..3 {
-            self.raft.trigger().transfer_leader(to).await.map_err(|_| ChangeError::Stopped)?;
+            self.raft
+                .trigger()
+                .transfer_leader(to)
+                .await
+                .map_err(|_| ChangeError::Stopped)?;
             let until = Instant::now() + 2 * longest;
             while Instant::now() < until {
                 if self.leader() == Some(to) {
@@ -275,9 +325,9 @@ impl Group {
         }
         match self.leader() {
             Some(leader) if leader == to => Ok(self.members()),
-            Some(leader) if leader != me => {
-                Err(ChangeError::Refused(format!("node {leader} was elected instead of {to}")))
-            }
+            Some(leader) if leader != me => Err(ChangeError::Refused(format!(
+                "node {leader} was elected instead of {to}"
+            ))),
             _ => Err(ChangeError::Timeout(format!("node {to} did not take over"))),
         }
     }
@@ -298,12 +348,18 @@ impl Group {
             return Ok(());
         }
         self.transfer(None).await?;
-        Err(ChangeError::Unavailable("the leadership was handed over for this change".to_owned()))
+        Err(ChangeError::Unavailable(
+            "the leadership was handed over for this change".to_owned(),
+        ))
     }
 
     fn alive(&self, id: u64) -> bool {
         id == self.local.node_id
-            || self.peers.get(id).and_then(|peer| peer.silent_for()).is_some_and(|silent| silent < ALIVE)
+            || self
+                .peers
+                .get(id)
+                .and_then(|peer| peer.silent_for())
+                .is_some_and(|silent| silent < ALIVE)
     }
 
     /// Refuses a change after which the voters that are alive would be no majority. A voter counts as alive only if it is heard
@@ -321,7 +377,8 @@ impl Group {
         loop {
             let heard = |voter: &u64| {
                 let silent = self.peers.get(*voter).and_then(|peer| peer.silent_for());
-                *voter == self.local.node_id || silent.is_some_and(|silent| silent < asked.elapsed())
+                *voter == self.local.node_id
+                    || silent.is_some_and(|silent| silent < asked.elapsed())
             };
             let alive = voters.iter().filter(|voter| heard(voter)).count();
             if alive * 2 > voters.len() {
@@ -349,7 +406,9 @@ impl Group {
                     .and_then(|replication| replication.get(&id).copied().flatten())
                     .map_or(0, |id| id.index + 1);
                 let last = now.last_log_index.map_or(0, |index| index + 1);
-                if now.replication.is_none() || (matched > 0 && last.saturating_sub(matched) < CAUGHT_UP) {
+                if now.replication.is_none()
+                    || (matched > 0 && last.saturating_sub(matched) < CAUGHT_UP)
+                {
                     return;
                 }
             }
@@ -360,11 +419,28 @@ impl Group {
 
     /// Adds a learner, or updates where a member is.
     pub(super) async fn add_member(&self, id: u64, member: Member) -> Result<Members, ChangeError> {
-        let known = self.metrics().membership_config.membership().get_node(&id).cloned();
+        let known = self
+            .metrics()
+            .membership_config
+            .membership()
+            .get_node(&id)
+            .cloned();
         match known {
             Some(known) if known == member => Ok(self.members()),
-            Some(_) => self.apply_change(ChangeMembers::SetNodes(BTreeMap::from([(id, member)])), true).await,
-            None => self.apply_change(ChangeMembers::AddNodes(BTreeMap::from([(id, member)])), true).await,
+            Some(_) => {
+                self.apply_change(
+                    ChangeMembers::SetNodes(BTreeMap::from([(id, member)])),
+                    true,
+                )
+                .await
+            }
+            None => {
+                self.apply_change(
+                    ChangeMembers::AddNodes(BTreeMap::from([(id, member)])),
+                    true,
+                )
+                .await
+            }
         }
     }
 
@@ -377,20 +453,25 @@ impl Group {
         loop {
             match self.raft.change_membership(change.clone(), retain).await {
                 Ok(_) => return Ok(self.members()),
-                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => match error {
-                    // The previous change, or the first entry of a new leader, is not committed yet.
-                    ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_)
-                        if Instant::now() < until =>
-                    {
-                        tokio::time::sleep(PAUSE).await;
+                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                    match error {
+                        // The previous change, or the first entry of a new leader, is not committed yet.
+                        ChangeMembershipError::InProgress(_)
+                        | ChangeMembershipError::UncommittedLeaderLog(_)
+                            if Instant::now() < until =>
+                        {
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                        ChangeMembershipError::LearnerNotFound(error) => {
+                            return Err(ChangeError::UnknownNode(error.node_id));
+                        }
+                        other => return Err(ChangeError::Refused(other.to_string())),
                     }
-                    ChangeMembershipError::LearnerNotFound(error) => {
-                        return Err(ChangeError::UnknownNode(error.node_id));
-                    }
-                    other => return Err(ChangeError::Refused(other.to_string())),
-                },
+                }
                 Err(RaftError::APIError(error)) => {
-                    return Err(ChangeError::Unavailable(format!("the leadership is moving ({error})")));
+                    return Err(ChangeError::Unavailable(format!(
+                        "the leadership is moving ({error})"
+                    )));
                 }
                 Err(RaftError::Fatal(_)) => return Err(ChangeError::Stopped),
             }
@@ -399,32 +480,42 @@ impl Group {
 
     /// Records that a node is gone for good; its id and its data directory are refused from then on.
     async fn bury(&self, id: u64) -> Result<Members, ChangeError> {
-        match self.write_command(Op::RemoveNode(RemoveNode { node_id: id })).await? {
+        match self
+            .write_command(Op::RemoveNode(RemoveNode { node_id: id }))
+            .await?
+        {
             Reply::Applied { .. } => Ok(self.members()),
             // A repeated call.
-            Reply::Rejected(_) if self.published.view().removed_node_by_id(id).is_some() => Ok(self.members()),
+            Reply::Rejected(_) if self.published.view().removed_node_by_id(id).is_some() => {
+                Ok(self.members())
+            }
             Reply::Rejected(rejection) => Err(ChangeError::Refused(rejection.message)),
         }
     }
 
     /// Writes one command of the cluster's own as the leader.
     pub(super) async fn write_command(&self, op: Op) -> Result<Reply, ChangeError> {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let command = Command {
             idempotency_key: String::new(),
             time_unix_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
             origin_node_id: self.local.node_id,
             op: Some(op),
         };
-        let batch = CommandBatch { schema: SCHEMA, commands: vec![command] };
+        let batch = CommandBatch {
+            schema: SCHEMA,
+            commands: vec![command],
+        };
         match self.write(Bytes::from(batch.encode_to_vec())).await {
             Ok((_, replies)) => replies
                 .into_iter()
                 .next()
                 .ok_or_else(|| ChangeError::Unavailable("the command was not answered".to_owned())),
-            Err(WriteError::NotAccepted(why)) => {
-                Err(ChangeError::Unavailable(format!("the leader takes no writes at present ({why:?})")))
-            }
+            Err(WriteError::NotAccepted(why)) => Err(ChangeError::Unavailable(format!(
+                "the leader takes no writes at present ({why:?})"
+            ))),
             Err(WriteError::Unknown(why)) => Err(ChangeError::Unavailable(why)),
             Err(WriteError::Stopped) => Err(ChangeError::Stopped),
         }

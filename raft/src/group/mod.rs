@@ -103,7 +103,12 @@ impl Group {
     }
 
     pub(crate) fn voters(&self) -> BTreeSet<u64> {
-        self.raft.metrics().borrow_watched().membership_config.voter_ids().collect()
+        self.raft
+            .metrics()
+            .borrow_watched()
+            .membership_config
+            .voter_ids()
+            .collect()
     }
 
     /// Waits until the known leader is another one than `than`, or `at_most` has passed.
@@ -137,11 +142,19 @@ impl Group {
     /// The index that a reader must have applied, asked of this node as the leader. `lease`: trust the lease instead of
     /// asking a quorum.
     pub(crate) async fn read_index(&self, lease: bool) -> Result<u64, NotAccepted> {
-        let policy = if lease { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        let policy = if lease {
+            ReadPolicy::LeaseRead
+        } else {
+            ReadPolicy::ReadIndex
+        };
         match self.raft.get_read_linearizer(policy).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => Err(not_accepted(&forward)),
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(NotAccepted::NoQuorum),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(not_accepted(&forward))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(NotAccepted::NoQuorum)
+            }
             Err(RaftError::Fatal(_)) => Err(NotAccepted::Stopped),
         }
     }
@@ -160,5 +173,4 @@ impl Group {
             true
         });
     }
-
 }

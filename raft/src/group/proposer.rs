@@ -10,7 +10,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -59,7 +59,11 @@ pub struct Applied {
 
 /// What the caller and the batch agree on about a command.
 #[derive(Default)]
-struct Ticket(AtomicU8);
+struct Ticket {
+    stage: AtomicU8,
+    /// The last refusal was for want of disk space.
+    no_space: AtomicBool,
+}
 
 /// Not handed to anyone, or certainly refused.
 const WAITING: u8 = 0;
@@ -71,24 +75,38 @@ const CANCELLED: u8 = 2;
 impl Ticket {
     /// Before an attempt; false if the caller gave up.
     fn send(&self) -> bool {
-        self.0.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok_and(|_| true)
-            || self.0.load(Ordering::Acquire) == SENT
+        match self
+            .stage
+            .compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => true,
+            Err(stage) => stage == SENT,
+        }
     }
 
     /// After an attempt that certainly came to nothing.
     fn unsend(&self) {
-        let _ = self.0.compare_exchange(SENT, WAITING, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .stage
+            .compare_exchange(SENT, WAITING, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// The caller gives up; true if the command will certainly not be applied.
     fn cancel(&self) -> bool {
-        self.0.compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.stage
+            .compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 }
 
+/// A command with the one who waits for it.
 struct Pending {
     command: Command,
     size: usize,
+    caller: Caller,
+}
+
+struct Caller {
     ticket: Arc<Ticket>,
     deadline: Instant,
     reply: oneshot::Sender<Result<Reply, ProposeError>>,
@@ -109,38 +127,72 @@ impl Proposer {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let (node_id, start_id) = (group.local.node_id, group.local.start_id);
         tokio::spawn(run(group, waiting));
-        Self { queue, node_id, start_id, made_up: Arc::default() }
+        Self {
+            queue,
+            node_id,
+            start_id,
+            made_up: Arc::default(),
+        }
     }
 
     /// See [`Cluster::propose_within`](crate::Cluster::propose_within).
-    pub(crate) async fn propose(&self, mut command: Command, timeout: Duration) -> Result<Applied, ProposeError> {
+    pub(crate) async fn propose(
+        &self,
+        mut command: Command,
+        timeout: Duration,
+    ) -> Result<Applied, ProposeError> {
         if command.idempotency_key.is_empty() {
             let number = self.made_up.fetch_add(1, Ordering::Relaxed);
             command.idempotency_key = format!("~{:x}.{:x}.{number:x}", self.node_id, self.start_id);
         }
         if command.time_unix_ms == 0 {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
             command.time_unix_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
         }
         command.origin_node_id = self.node_id;
         let size = command.encoded_len();
         if size > MAX_COMMAND {
-            return Err(ProposeError::TooLarge { size, limit: MAX_COMMAND });
+            return Err(ProposeError::TooLarge {
+                size,
+                limit: MAX_COMMAND,
+            });
         }
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = oneshot::channel();
-        let pending =
-            Pending { command, size, ticket: Arc::clone(&ticket), deadline: Instant::now() + timeout, reply };
+        let caller = Caller {
+            ticket: Arc::clone(&ticket),
+            deadline: Instant::now() + timeout,
+            reply,
+        };
+        let pending = Pending {
+            command,
+            size,
+            caller,
+        };
         self.queue.try_send(pending).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
         })?;
         match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(Ok(Reply::Applied { resource, outcome, index }))) => Ok(Applied { resource, outcome, index }),
+            Ok(Ok(Ok(Reply::Applied {
+                resource,
+                outcome,
+                index,
+            }))) => Ok(Applied {
+                resource,
+                outcome,
+                index,
+            }),
             Ok(Ok(Ok(Reply::Rejected(rejection)))) => Err(ProposeError::Rejected(rejection)),
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(ProposeError::Stopped),
-            Err(_) if ticket.cancel() => Err(ProposeError::NoLeader { waited: timeout }),
+            Err(_) if ticket.cancel() => Err(if ticket.no_space.load(Ordering::Relaxed) {
+                ProposeError::NoSpace
+            } else {
+                ProposeError::NoLeader { waited: timeout }
+            }),
             Err(_) => Err(ProposeError::Timeout { waited: timeout }),
         }
     }
@@ -153,22 +205,24 @@ async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
     let mut left_over: Option<Pending> = None;
     loop {
         if under_way.len() < IN_FLIGHT {
-            let mut batch = Vec::new();
+            let mut batch = Batch::default();
             let mut size = 0;
-            while batch.len() < BATCH_COMMANDS {
+            while batch.callers.len() < BATCH_COMMANDS {
                 let next = left_over.take().or_else(|| waiting.try_recv().ok());
                 let Some(pending) = next else {
                     break;
                 };
-                if !batch.is_empty() && size + pending.size > BATCH_BYTES {
+                if size > 0 && size + pending.size > BATCH_BYTES {
                     left_over = Some(pending);
                     break;
                 }
                 size += pending.size;
-                batch.push(pending);
+                batch.commands.push(pending.command);
+                batch.callers.push(pending.caller);
             }
-            if !batch.is_empty() {
-                metrics::histogram!("quorate_raft_batch_commands", "group" => group.name).record(batch.len() as f64);
+            if !batch.callers.is_empty() {
+                metrics::histogram!("quorate_raft_batch_commands", "group" => group.name)
+                    .record(batch.callers.len() as f64);
                 under_way.push(run_batch(Arc::clone(&group), batch));
                 continue;
             }
@@ -189,58 +243,97 @@ async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
     }
 }
 
+/// Commands that travel as one entry; `callers[i]` waits for `commands[i]`.
+#[derive(Default)]
+struct Batch {
+    commands: Vec<Command>,
+    callers: Vec<Caller>,
+}
+
+impl Batch {
+    /// Drops the commands of callers that gave up and marks the others as sent; returns how long the most patient caller
+    /// still waits, `None` if nobody does.
+    fn claim(&mut self) -> Option<Duration> {
+        let wanted: Vec<bool> = self
+            .callers
+            .iter()
+            .map(|caller| !caller.reply.is_closed() && caller.ticket.send())
+            .collect();
+        if wanted.contains(&false) {
+            let mut keep = wanted.iter();
+            self.commands
+                .retain(|_| keep.next().copied().unwrap_or(false));
+            let mut keep = wanted.iter();
+            self.callers
+                .retain(|_| keep.next().copied().unwrap_or(false));
+        }
+        let deadline = self.callers.iter().map(|caller| caller.deadline).max()?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn answer(self, replies: impl Iterator<Item = Result<Reply, ProposeError>>) {
+        for (caller, reply) in self.callers.into_iter().zip(replies) {
+            let _ = caller.reply.send(reply);
+        }
+    }
+}
+
 /// Sends a batch until each of its commands is answered or given up.
-async fn run_batch(group: Arc<Group>, batch: Vec<Pending>) {
+async fn run_batch(group: Arc<Group>, mut batch: Batch) {
     let started = Instant::now();
-    let mut batch = batch;
     // An attempt may have reached a log: its commands can no longer be called "not applied".
     let mut tainted = false;
-    loop {
-        batch.retain(|pending| !pending.reply.is_closed() && pending.ticket.send());
-        let Some(deadline) = batch.iter().map(|pending| pending.deadline).max() else {
-            return;
+    while let Some(remaining) = batch.claim() {
+        let count = batch.callers.len() as u64;
+        let commands = CommandBatch {
+            schema: SCHEMA,
+            commands: std::mem::take(&mut batch.commands),
         };
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let attempt = tokio::time::timeout(remaining, attempt(&group, &batch, remaining)).await;
+        let bytes = Bytes::from(commands.encode_to_vec());
+        batch.commands = commands.commands;
+        let attempt = tokio::time::timeout(
+            remaining,
+            attempt(&group, bytes, batch.callers.len(), remaining),
+        )
+        .await;
         match attempt {
             Ok(Ok(replies)) => {
                 metrics::histogram!("quorate_raft_commit_seconds", "group" => group.name)
                     .record(started.elapsed().as_secs_f64());
                 metrics::counter!("quorate_raft_proposals_total", "group" => group.name, "result" => "answered")
-                    .increment(batch.len() as u64);
-                for (pending, reply) in batch.into_iter().zip(replies) {
-                    let _ = pending.reply.send(Ok(reply));
-                }
-                return;
+                    .increment(count);
+                return batch.answer(replies.into_iter().map(Ok));
             }
             Ok(Err(WriteError::Stopped)) => {
-                for pending in batch {
-                    let _ = pending.reply.send(Err(ProposeError::Stopped));
-                }
-                return;
+                return batch.answer(std::iter::repeat_with(|| Err(ProposeError::Stopped)));
             }
             Ok(Err(WriteError::NotAccepted(why))) => {
-                if !tainted {
-                    for pending in &batch {
-                        pending.ticket.unsend();
+                for caller in &batch.callers {
+                    caller
+                        .ticket
+                        .no_space
+                        .store(why == NotAccepted::Storage, Ordering::Relaxed);
+                    if !tainted {
+                        caller.ticket.unsend();
                     }
                 }
-                match why {
-                    NotAccepted::NotLeader => {
-                        let leader = group.leader();
-                        let wait = if leader == Some(group.local.node_id) { PAUSE } else { LEADER_WAIT };
-                        group.leader_change(leader, wait).await;
-                    }
-                    NotAccepted::NoQuorum | NotAccepted::Storage | NotAccepted::Stopped => {
-                        tokio::time::sleep(PAUSE).await;
-                    }
+                if why == NotAccepted::NotLeader {
+                    let leader = group.leader();
+                    let wait = if leader == Some(group.local.node_id) {
+                        PAUSE
+                    } else {
+                        LEADER_WAIT
+                    };
+                    group.leader_change(leader, wait).await;
+                } else {
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
             Ok(Err(WriteError::Unknown(why))) => {
                 tainted = true;
-                tracing::debug!(why, commands = batch.len(), "a batch is sent again");
+                tracing::debug!(why, commands = count, "a batch is sent again");
                 metrics::counter!("quorate_raft_proposals_total", "group" => group.name, "result" => "retried")
-                    .increment(batch.len() as u64);
+                    .increment(count);
                 tokio::time::sleep(PAUSE).await;
             }
             // All callers have given up.
@@ -250,26 +343,40 @@ async fn run_batch(group: Arc<Group>, batch: Vec<Pending>) {
 }
 
 /// One attempt: here if this node leads, else at the leader.
-async fn attempt(group: &Group, batch: &[Pending], remaining: Duration) -> Result<Vec<Reply>, WriteError> {
+async fn attempt(
+    group: &Group,
+    commands: Bytes,
+    count: usize,
+    remaining: Duration,
+) -> Result<Vec<Reply>, WriteError> {
     let Some(leader) = group.leader() else {
         return Err(WriteError::NotAccepted(NotAccepted::NotLeader));
     };
-    let commands = CommandBatch { schema: SCHEMA, commands: batch.iter().map(|pending| pending.command.clone()).collect() };
-    let bytes = Bytes::from(commands.encode_to_vec());
     let replies = if leader == group.local.node_id {
-        group.write(bytes).await?.1
+        group.write(commands).await?.1
     } else {
-        forward(group, leader, bytes, remaining).await?
+        forward(group, leader, commands, remaining).await?
     };
-    if replies.len() == batch.len() {
+    if replies.len() == count {
         Ok(replies)
     } else {
-        Err(WriteError::Unknown(format!("{} replies to {} commands", replies.len(), batch.len())))
+        Err(WriteError::Unknown(format!(
+            "{} replies to {count} commands",
+            replies.len()
+        )))
     }
 }
 
-async fn forward(group: &Group, leader: u64, commands: Bytes, remaining: Duration) -> Result<Vec<Reply>, WriteError> {
-    let peer = group.peers.get(leader).ok_or(WriteError::NotAccepted(NotAccepted::NotLeader))?;
+async fn forward(
+    group: &Group,
+    leader: u64,
+    commands: Bytes,
+    remaining: Duration,
+) -> Result<Vec<Reply>, WriteError> {
+    let peer = group
+        .peers
+        .get(leader)
+        .ok_or(WriteError::NotAccepted(NotAccepted::NotLeader))?;
     let mut client = group
         .peers
         .client(&peer, Lane::Data)

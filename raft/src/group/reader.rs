@@ -30,12 +30,17 @@ impl Reader {
     pub(crate) async fn barrier(&self, timeout: Duration) -> Result<(), ReadError> {
         let ready = async {
             let (reply, index) = oneshot::channel();
-            self.queue.send(reply).await.map_err(|_| ReadError::Stopped)?;
+            self.queue
+                .send(reply)
+                .await
+                .map_err(|_| ReadError::Stopped)?;
             let index = index.await.map_err(|_| ReadError::Stopped)?;
             self.group.published.wait_applied(index).await;
             Ok(())
         };
-        tokio::time::timeout(timeout, ready).await.unwrap_or(Err(ReadError::NoLeader { waited: timeout }))
+        tokio::time::timeout(timeout, ready)
+            .await
+            .unwrap_or(Err(ReadError::NoLeader { waited: timeout }))
     }
 }
 
@@ -69,8 +74,14 @@ pub(super) async fn ask_leader(group: &Group, lease: bool) -> Result<u64, NotAcc
         return group.read_index(lease).await;
     }
     let peer = group.peers.get(leader).ok_or(NotAccepted::NotLeader)?;
-    let mut client = group.peers.client(&peer, Lane::Urgent).map_err(|_| NotAccepted::NotLeader)?;
-    let request = ReadIndexRequest { header: Some(crate::network::header(&group.peers, group.name, leader)), lease };
+    let mut client = group
+        .peers
+        .client(&peer, Lane::Urgent)
+        .map_err(|_| NotAccepted::NotLeader)?;
+    let request = ReadIndexRequest {
+        header: Some(crate::network::header(&group.peers, group.name, leader)),
+        lease,
+    };
     let (_, lease_length) = group.timing().election();
     match tokio::time::timeout(2 * lease_length, client.read_index(request)).await {
         Ok(Ok(reply)) => {

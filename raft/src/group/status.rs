@@ -77,11 +77,17 @@ impl Group {
         let members: Vec<_> = membership
             .nodes()
             .map(|(id, member)| {
-                let role = if voters.contains(id) { Role::Voter } else { Role::Learner };
-                let node = view.node_by_id(*id).and_then(|resource| match &resource.spec {
-                    Some(Spec::Node(node)) => Some(node.clone()),
-                    _ => None,
-                });
+                let role = if voters.contains(id) {
+                    Role::Voter
+                } else {
+                    Role::Learner
+                };
+                let node = view
+                    .node_by_id(*id)
+                    .and_then(|resource| match &resource.spec {
+                        Some(Spec::Node(node)) => Some(node.clone()),
+                        _ => None,
+                    });
                 self.member(*id, member, node, role, &metrics)
             })
             .collect();
@@ -118,14 +124,22 @@ impl Group {
             role,
             reachable: me || silent.is_some_and(|silent| silent < UNREACHABLE),
             lag: metrics.replication.as_ref().map(|replication| {
-                let matched = replication.get(&id).copied().flatten().map_or(0, |id| id.index + 1);
+                let matched = replication
+                    .get(&id)
+                    .copied()
+                    .flatten()
+                    .map_or(0, |id| id.index + 1);
                 if me { 0 } else { next.saturating_sub(matched) }
             }),
             last_contact: metrics.heartbeat.as_ref().and_then(|heartbeat| {
                 if me {
                     return Some(Duration::ZERO);
                 }
-                heartbeat.get(&id).copied().flatten().map(|then| then.elapsed())
+                heartbeat
+                    .get(&id)
+                    .copied()
+                    .flatten()
+                    .map(|then| then.elapsed())
             }),
         }
     }
@@ -142,35 +156,58 @@ impl Group {
             warnings.push("no leader is known".to_owned());
         }
         let (_, lease) = self.timing().election();
-        if self.is_leader() && metrics.last_quorum_acked.is_none_or(|then| then.elapsed() > 2 * lease) {
+        if self.is_leader()
+            && metrics
+                .last_quorum_acked
+                .is_none_or(|then| then.elapsed() > 2 * lease)
+        {
             warnings.push("the leader (this node) has not heard from a majority of the voters: writes do not go through".to_owned());
         }
-        let reports: BTreeMap<u64, HelloReply> =
-            self.peers.all().into_iter().filter_map(|peer| Some((peer.node_id, peer.report()?))).collect();
+        let reports: BTreeMap<u64, HelloReply> = self
+            .peers
+            .all()
+            .into_iter()
+            .filter_map(|peer| Some((peer.node_id, peer.report()?)))
+            .collect();
         for member in &status.members {
             let who = format!("node {} ({})", member.node_id, member.name);
             if !member.reachable {
-                warnings.push(format!("{who} is not reachable from node {}", status.node_id));
+                warnings.push(format!(
+                    "{who} is not reachable from node {}",
+                    status.node_id
+                ));
                 continue;
             }
             let report = reports.get(&member.node_id);
-            let progress = report.and_then(|report| report.groups.iter().find(|group| group.group == self.name));
+            let progress = report
+                .and_then(|report| report.groups.iter().find(|group| group.group == self.name));
             if member.role == Role::Voter
-                && progress.is_some_and(|progress| progress.state() == State::Learner && progress.applied_index > 0)
+                && progress.is_some_and(|progress| {
+                    progress.state() == State::Learner && progress.applied_index > 0
+                })
             {
                 // A voter that lost its log comes back like this and says nothing by itself.
                 warnings.push(format!("{who} is a voter but calls itself a learner: it may have lost its log; replace it"));
             }
-            if let Some(problem) = report.map(|report| &report.problem).filter(|problem| !problem.is_empty()) {
+            if let Some(problem) = report
+                .map(|report| &report.problem)
+                .filter(|problem| !problem.is_empty())
+            {
                 warnings.push(format!("{who}: {problem}"));
             }
             if let Some(lag) = member.lag.filter(|lag| *lag > LAG_WARNING) {
                 warnings.push(format!("{who} lacks {lag} log entries"));
             }
         }
-        let voters = status.members.iter().filter(|member| member.role == Role::Voter).count();
+        let voters = status
+            .members
+            .iter()
+            .filter(|member| member.role == Role::Voter)
+            .count();
         if voters == 2 {
-            warnings.push("there are two voters: the loss of either stops all writes; add a third".to_owned());
+            warnings.push(
+                "there are two voters: the loss of either stops all writes; add a third".to_owned(),
+            );
         }
         warnings
     }

@@ -50,27 +50,44 @@ pub(crate) struct Admission {
 
 impl Admission {
     pub(crate) fn new(local: Arc<Local>, published: Arc<Published>) -> Self {
-        Self { local, published, processes: Mutex::default() }
+        Self {
+            local,
+            published,
+            processes: Mutex::default(),
+        }
     }
 
     /// Checks a frame's header; returns the sender's node id.
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub(crate) fn check(&self, header: Option<&Header>, caller: Option<&Caller>) -> Result<u64, Status> {
+    pub(crate) fn check(
+        &self,
+        header: Option<&Header>,
+        caller: Option<&Caller>,
+    ) -> Result<u64, Status> {
         let header = header.ok_or_else(|| Status::invalid_argument("the header is missing"))?;
         self.check_cluster(&header.cluster_id)?;
         if header.to != self.local.node_id {
             return Err(refuse(
                 Refusal::WrongNode,
-                format!("this is node {}, the call was meant for node {}", self.local.node_id, header.to),
+                format!(
+                    "this is node {}, the call was meant for node {}",
+                    self.local.node_id, header.to
+                ),
             ));
         }
         if header.group != CONTROL {
-            return Err(refuse(Refusal::UnknownGroup, format!("there is no group {:?} here", header.group)));
+            return Err(refuse(
+                Refusal::UnknownGroup,
+                format!("there is no group {:?} here", header.group),
+            ));
         }
         if header.epoch != 0 {
-            return Err(refuse(Refusal::StaleEpoch, format!("epoch {} of group {CONTROL} is unknown", header.epoch)));
+            return Err(refuse(
+                Refusal::StaleEpoch,
+                format!("epoch {} of group {CONTROL} is unknown", header.epoch),
+            ));
         }
         self.check_node(header.from, caller)?;
         self.check_process(header.from, header.start_id)?;
@@ -83,7 +100,10 @@ impl Admission {
         }
         Err(refuse(
             Refusal::WrongCluster,
-            format!("this node belongs to cluster {}, the caller to {cluster_id:?}", self.local.cluster_id),
+            format!(
+                "this node belongs to cluster {}, the caller to {cluster_id:?}",
+                self.local.cluster_id
+            ),
         ))
     }
 
@@ -93,14 +113,19 @@ impl Admission {
         if let Some(removed) = view.removed_node_by_id(node_id) {
             return Err(refuse(
                 Refusal::Removed,
-                format!("node {node_id} ({}) was removed from the cluster for good", removed.name),
+                format!(
+                    "node {node_id} ({}) was removed from the cluster for good",
+                    removed.name
+                ),
             ));
         }
         let registered = view.node_by_id(node_id).map(|node| name_of(node));
         match (caller.and_then(|caller| caller.name.as_deref()), registered) {
             (Some(name), Some(registered)) if name != registered => Err(refuse(
                 Refusal::Certificate,
-                format!("the certificate is that of node {name:?}, but node {node_id} is {registered:?}"),
+                format!(
+                    "the certificate is that of node {name:?}, but node {node_id} is {registered:?}"
+                ),
             )),
             _ => Ok(()),
         }
@@ -111,7 +136,10 @@ impl Admission {
     pub(super) fn check_process(&self, node_id: u64, start_id: u64) -> Result<(), Status> {
         let now = Instant::now();
         let mut processes = self.processes.lock();
-        let process = processes.entry(node_id).or_insert(Process { start_id, seen: now });
+        let process = processes.entry(node_id).or_insert(Process {
+            start_id,
+            seen: now,
+        });
         if process.start_id != start_id {
             if now.duration_since(process.seen) < TAKE_OVER {
                 return Err(refuse(
@@ -131,11 +159,20 @@ impl Admission {
 
     /// Accepts a process that was found to be the only one with its node id.
     pub(crate) fn replace_process(&self, node_id: u64, start_id: u64) {
-        self.processes.lock().insert(node_id, Process { start_id, seen: Instant::now() });
+        self.processes.lock().insert(
+            node_id,
+            Process {
+                start_id,
+                seen: Instant::now(),
+            },
+        );
     }
 }
 
 fn name_of(resource: &Resource) -> &str {
     debug_assert!(matches!(resource.spec, Some(Spec::Node(_))));
-    resource.metadata.as_ref().map_or("", |metadata| metadata.name.as_str())
+    resource
+        .metadata
+        .as_ref()
+        .map_or("", |metadata| metadata.name.as_str())
 }

@@ -9,12 +9,13 @@ use openraft::{
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use quorate_proto::peer::v1::{
-    self as peer, AppendFrame, AppendReply, Header, SnapshotBegin, SnapshotEnd, SnapshotFrame, snapshot_frame::Frame,
+    self as peer, AppendFrame, AppendReply, Header, SnapshotBegin, SnapshotEnd, SnapshotFrame,
+    snapshot_frame::Frame,
 };
 use tonic::{Code, Status};
 
@@ -41,7 +42,12 @@ pub(crate) struct Network {
 
 impl Network {
     fn client(&self, target: u64, member: &Member, lane: Lane) -> Client {
-        Client { peers: Arc::clone(&self.peers), peer: self.peers.learn(target, member), group: self.group, lane }
+        Client {
+            peers: Arc::clone(&self.peers),
+            peer: self.peers.learn(target, member),
+            group: self.group,
+            lane,
+        }
     }
 }
 
@@ -75,7 +81,9 @@ impl Client {
     }
 
     fn raft(&self, lane: Lane) -> Rpc<peer::raft_client::RaftClient<tonic::transport::Channel>> {
-        self.peers.client(&self.peer, lane).map_err(|error| RPCError::Unreachable(Unreachable::from_string(error)))
+        self.peers
+            .client(&self.peer, lane)
+            .map_err(|error| RPCError::Unreachable(Unreachable::from_string(error)))
     }
 
     /// Waits for an answer at most as long as openraft allows.
@@ -103,13 +111,21 @@ impl Client {
 
     async fn single_append(&self, frame: AppendFrame, option: &RPCOption) -> Rpc<AppendReply> {
         let mut client = self.raft(Lane::Urgent)?;
-        self.within(RPCTypes::AppendEntries, option, client.heartbeat(frame)).await
+        self.within(RPCTypes::AppendEntries, option, client.heartbeat(frame))
+            .await
     }
 
-    async fn ask_vote(&self, request: VoteRequest<TypeConfig>, pre_vote: bool, option: &RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn ask_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+        option: &RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         let mut client = self.raft(Lane::Urgent)?;
         let message = wire::vote_request(&request, self.header(), pre_vote);
-        let reply = self.within(RPCTypes::Vote, option, client.vote(message)).await?;
+        let reply = self
+            .within(RPCTypes::Vote, option, client.vote(message))
+            .await?;
         wire::to_vote_reply(&reply).map_err(malformed)
     }
 }
@@ -129,7 +145,9 @@ pub(crate) fn header(peers: &Peers, group: &str, to: u64) -> Header {
 /// Anything but a clear answer means that the node cannot be worked with now: back off instead of spinning.
 fn failed(status: &Status) -> RPCError<TypeConfig> {
     match status.code() {
-        Code::DeadlineExceeded | Code::Cancelled => RPCError::Network(NetworkError::from_string(status)),
+        Code::DeadlineExceeded | Code::Cancelled => {
+            RPCError::Network(NetworkError::from_string(status))
+        }
         _ => RPCError::Unreachable(Unreachable::from_string(status)),
     }
 }
@@ -148,7 +166,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
     ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
         let frame = wire::append(&request, Some(self.header()));
         let reply = self.single_append(frame, &option).await?;
-        wire::to_append_reply(&reply).map(AppendEntriesResponse::from).map_err(malformed)
+        wire::to_append_reply(&reply)
+            .map(AppendEntriesResponse::from)
+            .map_err(malformed)
     }
 
     fn stream_append<'s, S>(
@@ -167,7 +187,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
                     let none: BoxStream<'s, _> = Box::pin(stream::empty());
                     return Ok(none);
                 };
-                let reply = self.single_append(wire::append(&request, Some(header)), &option).await?;
+                let reply = self
+                    .single_append(wire::append(&request, Some(header)), &option)
+                    .await?;
                 let result = wire::to_append_reply(&reply).map_err(malformed)?;
                 let one: BoxStream<'s, _> = Box::pin(stream::once(future::ready(Ok(result))));
                 return Ok(one);
@@ -176,8 +198,11 @@ impl RaftNetworkV2<TypeConfig> for Client {
             let mut header = Some(header);
             let frames = input.map(move |request| wire::append(&request, header.take()));
             // The callee answers the headers at once, so this wait is one round trip at most.
-            let replies =
-                client.append(frames).await.map_err(|status| failed(&status))?.into_inner();
+            let replies = client
+                .append(frames)
+                .await
+                .map_err(|status| failed(&status))?
+                .into_inner();
             let peer = Arc::clone(&self.peer);
             let results: BoxStream<'s, _> = Box::pin(replies.map(move |reply| match reply {
                 Ok(reply) => {
@@ -190,11 +215,19 @@ impl RaftNetworkV2<TypeConfig> for Client {
         })
     }
 
-    async fn vote(&mut self, request: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         self.ask_vote(request, false, &option).await
     }
 
-    async fn pre_vote(&mut self, request: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         self.ask_vote(request, true, &option).await
     }
 
@@ -205,21 +238,33 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        tracing::info!(to = self.peer.node_id, bytes = snapshot.snapshot.length(), "sending a snapshot");
+        tracing::info!(
+            to = self.peer.node_id,
+            bytes = snapshot.snapshot.length(),
+            "sending a snapshot"
+        );
         let begin = SnapshotBegin {
             header: Some(self.header()),
             vote: Some(wire::vote(&vote)),
             meta: Some(wire::snapshot_meta(&snapshot.meta)),
         };
         let mut client = self.raft(Lane::Snapshot)?;
-        let frames = stream::once(future::ready(SnapshotFrame { frame: Some(Frame::Begin(begin)) }))
-            .chain(pieces(snapshot.snapshot));
-        let send = self.within(RPCTypes::InstallSnapshot, &option, client.install_snapshot(frames));
+        let frames = stream::once(future::ready(SnapshotFrame {
+            frame: Some(Frame::Begin(begin)),
+        }))
+        .chain(pieces(snapshot.snapshot));
+        let send = self.within(
+            RPCTypes::InstallSnapshot,
+            &option,
+            client.install_snapshot(frames),
+        );
         let reply = match future::select(pin!(cancel), pin!(send)).await {
             future::Either::Left((closed, _)) => return Err(StreamingError::Closed(closed)),
             future::Either::Right((reply, _)) => reply?,
         };
-        let vote = reply.vote.ok_or_else(|| Unreachable::from_string("snapshot reply without a vote"))?;
+        let vote = reply
+            .vote
+            .ok_or_else(|| Unreachable::from_string("snapshot reply without a vote"))?;
         Ok(SnapshotResponse::new(wire::to_vote(&vote)))
     }
 
@@ -230,7 +275,13 @@ impl RaftNetworkV2<TypeConfig> for Client {
     ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
         let mut client = self.raft(Lane::Urgent)?;
         let message = wire::transfer_request(&request, self.header());
-        let reply = self.within(RPCTypes::TransferLeader, &option, client.transfer_leader(message)).await?;
+        let reply = self
+            .within(
+                RPCTypes::TransferLeader,
+                &option,
+                client.transfer_leader(message),
+            )
+            .await?;
         wire::to_transfer_reply(&reply, &request).map_err(malformed)
     }
 
@@ -245,14 +296,24 @@ fn pieces(data: SnapshotData) -> impl Stream<Item = SnapshotFrame> + Send + 'sta
         let (data, offset) = state?;
         let length = data.length();
         if offset >= length {
-            let end = SnapshotFrame { frame: Some(Frame::End(SnapshotEnd { length })) };
+            let end = SnapshotFrame {
+                frame: Some(Frame::End(SnapshotEnd { length })),
+            };
             return Some((end, None));
         }
-        let read = tokio::task::spawn_blocking(move || data.read_at(offset, SNAPSHOT_PIECE).map(|bytes| (bytes, data)));
+        let read = tokio::task::spawn_blocking(move || {
+            data.read_at(offset, SNAPSHOT_PIECE)
+                .map(|bytes| (bytes, data))
+        });
         match read.await {
             Ok(Ok((bytes, data))) if !bytes.is_empty() => {
                 let next = offset + bytes.len() as u64;
-                Some((SnapshotFrame { frame: Some(Frame::Data(bytes)) }, Some((data, next))))
+                Some((
+                    SnapshotFrame {
+                        frame: Some(Frame::Data(bytes)),
+                    },
+                    Some((data, next)),
+                ))
             }
             Ok(Ok(_)) => None,
             Ok(Err(error)) => {

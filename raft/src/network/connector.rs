@@ -26,7 +26,11 @@ use crate::{error::Error, options::Timing};
 ///
 /// # Errors
 /// [`Error::Options`] if `address` is not `host:port`.
-pub(crate) fn channel(address: &str, tls: Option<Arc<ClientConfig>>, timing: Timing) -> Result<Channel, Error> {
+pub(crate) fn channel(
+    address: &str,
+    tls: Option<Arc<ClientConfig>>,
+    timing: Timing,
+) -> Result<Channel, Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| Error::Options(format!("{address:?} is not a peer address (host:port)")))?
         .tcp_nodelay(true)
@@ -56,8 +60,14 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let tls = self.tls.clone();
         Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let port = uri.port_u16().ok_or_else(|| io::Error::other(format!("{uri}: no port")))?;
+            let host = uri
+                .host()
+                .unwrap_or_default()
+                .trim_matches(['[', ']'])
+                .to_owned();
+            let port = uri
+                .port_u16()
+                .ok_or_else(|| io::Error::other(format!("{uri}: no port")))?;
             Ok(TokioIo::new(connect(&host, port, tls).await?))
         })
     }
@@ -67,7 +77,10 @@ async fn connect(host: &str, port: u16, tls: Option<Arc<ClientConfig>>) -> io::R
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host}: no address found"));
     for address in tokio::net::lookup_host((host, port)).await? {
         if tls.is_none() && !address.ip().to_canonical().is_loopback() {
-            last = io::Error::new(io::ErrorKind::PermissionDenied, Error::PlainText(address.to_string()));
+            last = io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                Error::PlainText(address.to_string()),
+            );
             continue;
         }
         match open(address, host, tls.clone()).await {
@@ -78,13 +91,18 @@ async fn connect(host: &str, port: u16, tls: Option<Arc<ClientConfig>>) -> io::R
     Err(last)
 }
 
-async fn open(address: SocketAddr, host: &str, tls: Option<Arc<ClientConfig>>) -> io::Result<PeerStream> {
+async fn open(
+    address: SocketAddr,
+    host: &str,
+    tls: Option<Arc<ClientConfig>>,
+) -> io::Result<PeerStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
         return Ok(PeerStream::plain(stream));
     };
-    let name = ServerName::try_from(host.to_owned()).unwrap_or_else(|_| ServerName::from(address.ip()));
+    let name =
+        ServerName::try_from(host.to_owned()).unwrap_or_else(|_| ServerName::from(address.ip()));
     let stream = TlsConnector::from(tls).connect(name, stream).await?;
     Ok(PeerStream::tls(stream, Caller::default()))
 }

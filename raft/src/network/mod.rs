@@ -16,8 +16,8 @@ pub(crate) use client::{Network, header};
 pub(crate) use listener::serve;
 pub(crate) use peers::{Lane, Peer, Peers, dial};
 pub(crate) use server::RaftService;
-pub(crate) use tls::Tls;
 pub use tls::NODE_URI_PREFIX;
+pub(crate) use tls::Tls;
 
 use quorate_proto::peer::v1::raft_client::RaftClient;
 use tonic::transport::Channel;
@@ -27,7 +27,9 @@ pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 
 /// A client for a peer.
 pub(crate) fn raft_client(channel: Channel) -> RaftClient<Channel> {
-    RaftClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    RaftClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
 }
 
 /// Who this process is towards its peers.

@@ -51,7 +51,11 @@ impl Peer {
     pub(crate) fn reported(&self, report: HelloReply) {
         let mut state = self.state.lock();
         // A new process behind the same address: connections made to the old one must not linger.
-        if state.report.as_ref().is_some_and(|known| known.start_id != report.start_id) {
+        if state
+            .report
+            .as_ref()
+            .is_some_and(|known| known.start_id != report.start_id)
+        {
             state.channels = Default::default();
         }
         state.last_seen = Some(Instant::now());
@@ -81,7 +85,11 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(local: Arc<Local>, tls: Option<Arc<Tls>>) -> Self {
-        Self { local, tls, table: RwLock::default() }
+        Self {
+            local,
+            tls,
+            table: RwLock::default(),
+        }
     }
 
     pub(crate) fn get(&self, node_id: u64) -> Option<Arc<Peer>> {
@@ -168,7 +176,10 @@ pub(crate) fn dial(
     timing: crate::options::Timing,
 ) -> Result<Channel, Error> {
     let config = match tls {
-        Some(tls) => Some(tls.client(name).map_err(|error| Error::Options(format!("TLS: {error}")))?),
+        Some(tls) => Some(
+            tls.client(name)
+                .map_err(|error| Error::Options(format!("TLS: {error}")))?,
+        ),
         None => None,
     };
     connector::channel(address, config, timing)

@@ -11,9 +11,10 @@ use openraft::errors::RaftError;
 use prost::Message;
 use quorate_proto::{
     peer::v1::{
-        AppendFrame, AppendReply, ChangeMembershipReply, ChangeMembershipRequest, HelloReply, HelloRequest, JoinReply,
-        JoinRequest, ProposeReply, ProposeRequest, ReadIndexReply, ReadIndexRequest, Refusal, SnapshotFrame,
-        SnapshotReply, TransferLeaderReply, TransferLeaderRequest, VoteReply, VoteRequest, raft_server,
+        AppendFrame, AppendReply, ChangeMembershipReply, ChangeMembershipRequest, HelloReply,
+        HelloRequest, JoinReply, JoinRequest, ProposeReply, ProposeRequest, ReadIndexReply,
+        ReadIndexRequest, Refusal, SnapshotFrame, SnapshotReply, TransferLeaderReply,
+        TransferLeaderRequest, VoteReply, VoteRequest, raft_server,
     },
     store::v1::{CommandBatch, CommandReply},
     v1::resource::Spec,
@@ -59,9 +60,12 @@ fn stopped<E: std::fmt::Display>(error: E) -> Status {
 
 impl RaftService {
     fn group(&self) -> Result<&Arc<Group>, Status> {
-        self.group
-            .get()
-            .ok_or_else(|| refuse(Refusal::UnknownGroup, format!("group {CONTROL} is not running here yet")))
+        self.group.get().ok_or_else(|| {
+            refuse(
+                Refusal::UnknownGroup,
+                format!("group {CONTROL} is not running here yet"),
+            )
+        })
     }
 
     fn leading(&self) -> Result<&Arc<Group>, Status> {
@@ -69,18 +73,26 @@ impl RaftService {
         if group.is_leader() {
             Ok(group)
         } else {
-            Err(refuse(Refusal::NotLeader, format!("node {} does not lead", self.peers.local.node_id)))
+            Err(refuse(
+                Refusal::NotLeader,
+                format!("node {} does not lead", self.peers.local.node_id),
+            ))
         }
     }
 
     /// Whether the process already known under this node id is still there beside the one that says hello.
     async fn other_process(&self, hello: &HelloRequest, registered: &Member) -> bool {
-        let address = if registered.peer_address.is_empty() { &hello.peer_address } else { &registered.peer_address };
+        let address = if registered.peer_address.is_empty() {
+            &hello.peer_address
+        } else {
+            &registered.peer_address
+        };
         let Ok(channel) = self.peers.dial(address, Some(registered.name.clone())) else {
             return false;
         };
         let probe = self.peers.hello(hello.node_id, false);
-        let answer = tokio::time::timeout(DUPLICATE_PROBE, super::raft_client(channel).hello(probe)).await;
+        let answer =
+            tokio::time::timeout(DUPLICATE_PROBE, super::raft_client(channel).hello(probe)).await;
         match answer {
             Ok(Ok(reply)) => {
                 let reply = reply.into_inner();
@@ -124,7 +136,9 @@ impl raft_server::Raft for RaftService {
                     }
                 }
             });
-            let results = group.raft.stream_append(stream::once(future::ready(first)).chain(rest));
+            let results = group
+                .raft
+                .stream_append(stream::once(future::ready(first)).chain(rest));
             let replies: Replies<AppendReply> = Box::pin(results.map(|result| match result {
                 Ok(result) => Ok(wire::append_reply(&result)),
                 Err(fatal) => Err(stopped(fatal)),
@@ -135,26 +149,42 @@ impl raft_server::Raft for RaftService {
         Ok(Response::new(Box::pin(replies)))
     }
 
-    async fn heartbeat(&self, request: Request<AppendFrame>) -> Result<Response<AppendReply>, Status> {
+    async fn heartbeat(
+        &self,
+        request: Request<AppendFrame>,
+    ) -> Result<Response<AppendReply>, Status> {
         let caller = caller(&request);
         let frame = request.into_inner();
-        self.admission.check(frame.header.as_ref(), caller.as_ref())?;
+        self.admission
+            .check(frame.header.as_ref(), caller.as_ref())?;
         let request = wire::to_append(frame).map_err(malformed)?;
         let prev = request.prev_log_id;
         if !request.entries.is_empty() {
             return Err(Status::invalid_argument("a heartbeat carries no entries"));
         }
-        let response = self.group()?.raft.append_entries(request).await.map_err(stopped)?;
-        wire::heartbeat_reply(response, prev).map(Response::new).map_err(malformed)
+        let response = self
+            .group()?
+            .raft
+            .append_entries(request)
+            .await
+            .map_err(stopped)?;
+        wire::heartbeat_reply(response, prev)
+            .map(Response::new)
+            .map_err(malformed)
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission.check(message.header.as_ref(), caller.as_ref())?;
+        self.admission
+            .check(message.header.as_ref(), caller.as_ref())?;
         let vote = wire::to_vote_request(&message).map_err(malformed)?;
         let raft = &self.group()?.raft;
-        let response = if message.pre_vote { raft.pre_vote(vote).await } else { raft.vote(vote).await };
+        let response = if message.pre_vote {
+            raft.pre_vote(vote).await
+        } else {
+            raft.vote(vote).await
+        };
         match response {
             Ok(response) => Ok(Response::new(wire::vote_reply(&response))),
             Err(RaftError::Fatal(fatal)) => Err(stopped(fatal)),
@@ -179,9 +209,18 @@ impl raft_server::Raft for RaftService {
             &self.peers.local.cluster_id,
         )
         .await?;
-        tracing::info!(bytes = received.snapshot.snapshot.length(), "received a snapshot");
-        let response = group.raft.install_full_snapshot(received.vote, received.snapshot).await.map_err(stopped)?;
-        Ok(Response::new(SnapshotReply { vote: Some(wire::vote(&response.vote)) }))
+        tracing::info!(
+            bytes = received.snapshot.snapshot.length(),
+            "received a snapshot"
+        );
+        let response = group
+            .raft
+            .install_full_snapshot(received.vote, received.snapshot)
+            .await
+            .map_err(stopped)?;
+        Ok(Response::new(SnapshotReply {
+            vote: Some(wire::vote(&response.vote)),
+        }))
     }
 
     async fn transfer_leader(
@@ -190,49 +229,76 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<TransferLeaderReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission.check(message.header.as_ref(), caller.as_ref())?;
+        self.admission
+            .check(message.header.as_ref(), caller.as_ref())?;
         let transfer = wire::to_transfer_request(&message).map_err(malformed)?;
-        let response = self.group()?.raft.handle_transfer_leader(transfer).await.map_err(stopped)?;
+        let response = self
+            .group()?
+            .raft
+            .handle_transfer_leader(transfer)
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(wire::transfer_reply(&response)))
     }
 
-    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+    async fn propose(
+        &self,
+        request: Request<ProposeRequest>,
+    ) -> Result<Response<ProposeReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission.check(message.header.as_ref(), caller.as_ref())?;
+        self.admission
+            .check(message.header.as_ref(), caller.as_ref())?;
         let group = self.leading()?;
         // What goes into the log is applied by every node: nothing enters it that this build cannot apply.
         let batch = CommandBatch::decode(message.commands.clone())
             .map_err(|error| Status::invalid_argument(format!("malformed commands: {error}")))?;
         if !(1..=SCHEMA).contains(&batch.schema) {
-            return Err(refuse(Refusal::Schema, format!("schema {} is unknown here", batch.schema)));
+            return Err(refuse(
+                Refusal::Schema,
+                format!("schema {} is unknown here", batch.schema),
+            ));
         }
         let timeout = Duration::from_millis(message.timeout_ms.into());
         match tokio::time::timeout(timeout, group.write(message.commands)).await {
             Ok(Ok((index, replies))) => {
-                let replies =
-                    replies.iter().map(|reply| CommandReply::from(reply).encode_to_vec().into()).collect();
+                let replies = replies
+                    .iter()
+                    .map(|reply| CommandReply::from(reply).encode_to_vec().into())
+                    .collect();
                 Ok(Response::new(ProposeReply { index, replies }))
             }
             Ok(Err(WriteError::NotAccepted(NotAccepted::Storage))) => {
                 Err(refuse(Refusal::Storage, "the leader's disk is nearly full"))
             }
-            Ok(Err(WriteError::NotAccepted(why))) => {
-                Err(refuse(Refusal::NotLeader, format!("the write was not accepted ({why:?})")))
-            }
+            Ok(Err(WriteError::NotAccepted(why))) => Err(refuse(
+                Refusal::NotLeader,
+                format!("the write was not accepted ({why:?})"),
+            )),
             Ok(Err(WriteError::Unknown(why))) => Err(Status::unknown(why)),
-            Ok(Err(WriteError::Stopped)) => Err(Status::unknown("consensus has stopped on the leader")),
-            Err(_) => Err(Status::deadline_exceeded("the write was not answered in time")),
+            Ok(Err(WriteError::Stopped)) => {
+                Err(Status::unknown("consensus has stopped on the leader"))
+            }
+            Err(_) => Err(Status::deadline_exceeded(
+                "the write was not answered in time",
+            )),
         }
     }
 
-    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission.check(message.header.as_ref(), caller.as_ref())?;
+        self.admission
+            .check(message.header.as_ref(), caller.as_ref())?;
         match self.leading()?.read_index(message.lease).await {
             Ok(index) => Ok(Response::new(ReadIndexReply { index })),
-            Err(why) => Err(refuse(Refusal::NotLeader, format!("the read was not confirmed ({why:?})"))),
+            Err(why) => Err(refuse(
+                Refusal::NotLeader,
+                format!("the read was not confirmed ({why:?})"),
+            )),
         }
     }
 
@@ -242,8 +308,11 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<ChangeMembershipReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission.check(message.header.as_ref(), caller.as_ref())?;
-        let change = message.change.ok_or_else(|| Status::invalid_argument("no change, or one of a newer version"))?;
+        self.admission
+            .check(message.header.as_ref(), caller.as_ref())?;
+        let change = message
+            .change
+            .ok_or_else(|| Status::invalid_argument("no change, or one of a newer version"))?;
         let members = self
             .leading()?
             .change_as_leader(change, Instant::now() + CHANGE)
@@ -260,12 +329,18 @@ impl raft_server::Raft for RaftService {
         if hello.to != 0 && hello.to != local.node_id {
             return Err(refuse(
                 Refusal::WrongNode,
-                format!("this is node {}, the call was meant for node {}", local.node_id, hello.to),
+                format!(
+                    "this is node {}, the call was meant for node {}",
+                    local.node_id, hello.to
+                ),
             ));
         }
         self.admission.check_node(hello.node_id, caller.as_ref())?;
         let registered = self.admission.registered(hello.node_id);
-        if let Some(known) = registered.as_ref().filter(|known| known.instance != hello.instance) {
+        if let Some(known) = registered
+            .as_ref()
+            .filter(|known| known.instance != hello.instance)
+        {
             return Err(refuse(
                 Refusal::Duplicate,
                 format!(
@@ -293,12 +368,14 @@ impl raft_server::Raft for RaftService {
                     ),
                 ));
             }
-            self.admission.replace_process(hello.node_id, hello.start_id);
+            self.admission
+                .replace_process(hello.node_id, hello.start_id);
             if let Some(peer) = self.peers.get(hello.node_id) {
                 peer.disconnect();
             }
         } else if hello.node_id != local.node_id {
-            self.admission.check_process(hello.node_id, hello.start_id)?;
+            self.admission
+                .check_process(hello.node_id, hello.start_id)?;
         }
         if let Some(peer) = self.peers.get(hello.node_id) {
             peer.seen();
@@ -313,7 +390,9 @@ impl raft_server::Raft for RaftService {
             timing: local.timing.name().to_owned(),
             schema: SCHEMA,
             groups: group.iter().map(|group| group.progress()).collect(),
-            problem: group.and_then(|group| group.problem.borrow().clone()).unwrap_or_default(),
+            problem: group
+                .and_then(|group| group.problem.borrow().clone())
+                .unwrap_or_default(),
         }))
     }
 
@@ -326,10 +405,16 @@ impl raft_server::Raft for RaftService {
         match &join.forwarded {
             Some(header) => drop(self.admission.check(Some(header), caller.as_ref())?),
             None => {
-                if let Some(name) = caller.and_then(|caller| caller.name).filter(|name| *name != join.name) {
+                if let Some(name) = caller
+                    .and_then(|caller| caller.name)
+                    .filter(|name| *name != join.name)
+                {
                     return Err(refuse(
                         Refusal::Certificate,
-                        format!("the certificate is that of node {name:?}, the caller calls itself {:?}", join.name),
+                        format!(
+                            "the certificate is that of node {name:?}, the caller calls itself {:?}",
+                            join.name
+                        ),
                     ));
                 }
             }
@@ -340,7 +425,10 @@ impl raft_server::Raft for RaftService {
                 group.join_as_leader(join).await.map(Response::new)
             }
             Some(leader) if join.forwarded.is_none() => {
-                let peer = self.peers.get(leader).ok_or_else(|| Status::unavailable("the leader is unknown"))?;
+                let peer = self
+                    .peers
+                    .get(leader)
+                    .ok_or_else(|| Status::unavailable("the leader is unknown"))?;
                 join.forwarded = Some(header(&self.peers, CONTROL, leader));
                 let mut client = self.peers.client(&peer, Lane::Urgent).map_err(stopped)?;
                 client.join(join).await
@@ -357,7 +445,11 @@ impl Admission {
         let resource = view.node_by_id(node_id)?;
         match &resource.spec {
             Some(Spec::Node(node)) => Some(Member {
-                name: resource.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default(),
+                name: resource
+                    .metadata
+                    .as_ref()
+                    .map(|metadata| metadata.name.clone())
+                    .unwrap_or_default(),
                 instance: node.instance.clone(),
                 peer_address: node.peer_address.clone(),
             }),

@@ -29,22 +29,33 @@ pub(super) async fn receive(
     cluster_id: &str,
 ) -> Result<Received, Status> {
     let bad = |why: &str| Status::invalid_argument(format!("snapshot stream: {why}"));
-    let Some(SnapshotFrame { frame: Some(Frame::Begin(begin)) }) = frames.message().await? else {
+    let Some(SnapshotFrame {
+        frame: Some(Frame::Begin(begin)),
+    }) = frames.message().await?
+    else {
         return Err(bad("it does not begin with a beginning"));
     };
     check(begin.header.as_ref())?;
-    let vote = begin.vote.as_ref().map(wire::to_vote).ok_or_else(|| bad("no vote"))?;
-    let meta = wire::to_snapshot_meta(begin.meta.unwrap_or_default()).map_err(|error| bad(&error.to_string()))?;
-    let mut incoming = snapshots.incoming(fastrand::u64(..)).map_err(|error| io(&error))?;
+    let vote = begin
+        .vote
+        .as_ref()
+        .map(wire::to_vote)
+        .ok_or_else(|| bad("no vote"))?;
+    let meta = wire::to_snapshot_meta(begin.meta.unwrap_or_default())
+        .map_err(|error| bad(&error.to_string()))?;
+    let mut incoming = snapshots
+        .incoming(fastrand::u64(..))
+        .map_err(|error| io(&error))?;
     let mut length = 0_u64;
     loop {
         match frames.message().await?.and_then(|frame| frame.frame) {
             Some(Frame::Data(bytes)) => {
                 length += bytes.len() as u64;
-                incoming = tokio::task::spawn_blocking(move || incoming.write(&bytes).map(|()| incoming))
-                    .await
-                    .map_err(|error| Status::internal(error.to_string()))?
-                    .map_err(|error| io(&error))?;
+                incoming =
+                    tokio::task::spawn_blocking(move || incoming.write(&bytes).map(|()| incoming))
+                        .await
+                        .map_err(|error| Status::internal(error.to_string()))?
+                        .map_err(|error| io(&error))?;
             }
             Some(Frame::End(end)) if end.length == length => break,
             Some(Frame::End(_)) => return Err(bad("pieces are missing")),
@@ -55,7 +66,10 @@ pub(super) async fn receive(
     let cluster_id = cluster_id.to_owned();
     let data = tokio::task::spawn_blocking(move || {
         let data = incoming.finish().map_err(SnapshotError::Io)?;
-        let expected = Expected { cluster_id: Some(&cluster_id), group: CONTROL };
+        let expected = Expected {
+            cluster_id: Some(&cluster_id),
+            group: CONTROL,
+        };
         let verified = match &data {
             SnapshotData::Memory(bytes) => snapshot::read_state(&bytes[..], expected).map(drop),
             SnapshotData::File { path, .. } => snapshot::read_file(path, expected).map(drop),
@@ -68,7 +82,13 @@ pub(super) async fn receive(
     .await
     .map_err(|error| Status::internal(error.to_string()))?
     .map_err(|error| Status::data_loss(error.to_string()))?;
-    Ok(Received { vote, snapshot: Snapshot { meta, snapshot: data } })
+    Ok(Received {
+        vote,
+        snapshot: Snapshot {
+            meta,
+            snapshot: data,
+        },
+    })
 }
 
 fn io(error: &std::io::Error) -> Status {

@@ -33,11 +33,17 @@ enum Transport {
 
 impl PeerStream {
     pub(crate) fn plain(stream: TcpStream) -> Self {
-        Self { transport: Transport::Plain(stream), caller: Caller::default() }
+        Self {
+            transport: Transport::Plain(stream),
+            caller: Caller::default(),
+        }
     }
 
     pub(crate) fn tls(stream: impl Into<TlsStream<TcpStream>>, caller: Caller) -> Self {
-        Self { transport: Transport::Tls(Box::new(stream.into())), caller }
+        Self {
+            transport: Transport::Tls(Box::new(stream.into())),
+            caller,
+        }
     }
 }
 
@@ -65,13 +71,21 @@ macro_rules! forward {
 }
 
 impl AsyncRead for PeerStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         forward!(self, stream => stream.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for PeerStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         forward!(self, stream => stream.poll_write(cx, buf))
     }
 

@@ -7,8 +7,8 @@
 use std::{path::Path, sync::Arc};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as RustlsError, RootCertStore, ServerConfig,
-    SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, Error as RustlsError, RootCertStore,
+    ServerConfig, SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -39,39 +39,67 @@ pub(crate) struct Tls {
 impl Tls {
     /// Reads the files and checks that the certificate names `node_name`.
     pub(crate) fn load(files: &PeerTls, node_name: &str) -> Result<Self, Error> {
-        let bad = |path: &Path, why: String| Error::Tls { path: path.to_owned(), why };
+        let bad = |path: &Path, why: String| Error::Tls {
+            path: path.to_owned(),
+            why,
+        };
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
         for cert in read_certs(&files.ca)? {
-            roots.add(cert).map_err(|error| bad(&files.ca, error.to_string()))?;
+            roots
+                .add(cert)
+                .map_err(|error| bad(&files.ca, error.to_string()))?;
         }
         let roots = Arc::new(roots);
         let chain = read_certs(&files.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| bad(&files.key, error.to_string()))?;
-        let own = chain.first().map(node_name_of).ok_or_else(|| bad(&files.cert, "no certificate".into()))?;
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .map_err(|error| bad(&files.key, error.to_string()))?;
+        let own = chain
+            .first()
+            .map(node_name_of)
+            .ok_or_else(|| bad(&files.cert, "no certificate".into()))?;
         match own {
             Ok(name) if name == node_name => {}
             Ok(name) => {
-                return Err(bad(&files.cert, format!("it names node {name:?}, but this node is {node_name:?}")));
+                return Err(bad(
+                    &files.cert,
+                    format!("it names node {name:?}, but this node is {node_name:?}"),
+                ));
             }
             Err(why) => return Err(bad(&files.cert, why)),
         }
-        let client_chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-            .build()
-            .map_err(|error| bad(&files.ca, error.to_string()))?;
+        let client_chain =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| bad(&files.ca, error.to_string()))?;
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| bad(&files.cert, error.to_string()))?
-            .with_client_cert_verifier(Arc::new(NodeClients { chain: client_chain }))
+            .with_client_cert_verifier(Arc::new(NodeClients {
+                chain: client_chain,
+            }))
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(|error| bad(&files.key, error.to_string()))?;
         server.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { provider, roots, chain, key, server: Arc::new(server) })
+        Ok(Self {
+            provider,
+            roots,
+            chain,
+            key,
+            server: Arc::new(server),
+        })
     }
 
     /// Settings for a connection to the node named `expected`; `None` accepts any node of the authority (first contact).
-    pub(crate) fn client(&self, expected: Option<String>) -> Result<Arc<ClientConfig>, RustlsError> {
-        let verifier = NodeServer { provider: Arc::clone(&self.provider), roots: Arc::clone(&self.roots), expected };
+    pub(crate) fn client(
+        &self,
+        expected: Option<String>,
+    ) -> Result<Arc<ClientConfig>, RustlsError> {
+        let verifier = NodeServer {
+            provider: Arc::clone(&self.provider),
+            roots: Arc::clone(&self.roots),
+            expected,
+        };
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .dangerous()
@@ -83,7 +111,10 @@ impl Tls {
 }
 
 fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let bad = |why: String| Error::Tls { path: path.to_owned(), why };
+    let bad = |why: String| Error::Tls {
+        path: path.to_owned(),
+        why,
+    };
     let certs: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
         .map_err(|error| bad(error.to_string()))?;
@@ -95,7 +126,8 @@ fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 
 /// The node that a certificate names.
 pub(crate) fn node_name_of(cert: &CertificateDer<'_>) -> Result<String, String> {
-    let (_, parsed) = X509Certificate::from_der(cert).map_err(|error| format!("malformed certificate: {error}"))?;
+    let (_, parsed) = X509Certificate::from_der(cert)
+        .map_err(|error| format!("malformed certificate: {error}"))?;
     let names = parsed
         .subject_alternative_name()
         .map_err(|error| format!("malformed certificate: {error}"))?
@@ -176,7 +208,9 @@ impl ServerCertVerifier for NodeServer {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -197,7 +231,9 @@ impl ClientCertVerifier for NodeClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, RustlsError> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)?;
         node_name_of(end_entity).map_err(RustlsError::General)?;
         Ok(verified)
     }

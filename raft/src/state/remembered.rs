@@ -42,7 +42,8 @@ impl First {
 }
 
 /// A hash map, as keys are random and many; its hasher has no seed, and nothing ever iterates over it.
-type ByKey = GenericHashMap<Arc<str>, Arc<First>, BuildHasherDefault<DefaultHasher>, DefaultSharedPtr>;
+type ByKey =
+    GenericHashMap<Arc<str>, Arc<First>, BuildHasherDefault<DefaultHasher>, DefaultSharedPtr>;
 
 /// Keys by name, and in the order in which the log brought them, which is the order in which they are forgotten.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +76,11 @@ impl Remembered {
             index,
             bytes,
         });
-        if self.by_key.insert(Arc::clone(&first.key), Arc::clone(&first)).is_some() {
+        if self
+            .by_key
+            .insert(Arc::clone(&first.key), Arc::clone(&first))
+            .is_some()
+        {
             return false;
         }
         self.order.push_back(first);

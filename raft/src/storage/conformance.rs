@@ -19,7 +19,11 @@ struct OnDisk;
 struct InMemory;
 
 fn machine() -> ControlMachine {
-    ControlMachine::new(Arc::new(Snapshots::in_memory(CONTROL)), None, Arc::new(|| true))
+    ControlMachine::new(
+        Arc::new(Snapshots::in_memory(CONTROL)),
+        None,
+        Arc::new(|| true),
+    )
 }
 
 fn log(storage: Storage) -> LogStore {
@@ -29,7 +33,8 @@ fn log(storage: Storage) -> LogStore {
 impl StoreBuilder<TypeConfig, LogStore, ControlMachine, Option<tempfile::TempDir>> for OnDisk {
     async fn build(
         &self,
-    ) -> Result<(Option<tempfile::TempDir>, LogStore, ControlMachine), RaftStorageError<TypeConfig>> {
+    ) -> Result<(Option<tempfile::TempDir>, LogStore, ControlMachine), RaftStorageError<TypeConfig>>
+    {
         let dir = tempfile::tempdir().unwrap();
         let storage = Storage::open(dir.path(), Durability::Unsynced).unwrap();
         Ok((Some(dir), log(storage), machine()))
@@ -39,7 +44,8 @@ impl StoreBuilder<TypeConfig, LogStore, ControlMachine, Option<tempfile::TempDir
 impl StoreBuilder<TypeConfig, LogStore, ControlMachine, Option<tempfile::TempDir>> for InMemory {
     async fn build(
         &self,
-    ) -> Result<(Option<tempfile::TempDir>, LogStore, ControlMachine), RaftStorageError<TypeConfig>> {
+    ) -> Result<(Option<tempfile::TempDir>, LogStore, ControlMachine), RaftStorageError<TypeConfig>>
+    {
         Ok((None, log(Storage::in_memory()), machine()))
     }
 }

@@ -9,11 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use openraft::{
     storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt},
     vote::RaftLeaderId,
 };
+use parking_lot::Mutex;
 
 use super::{
     Storage,
@@ -38,10 +38,15 @@ struct Failing {
 impl Backend for Failing {
     fn commit(&mut self, changes: Vec<Change>, sync: bool) -> io::Result<()> {
         if self.full.load(Ordering::SeqCst) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"));
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "no space left on device",
+            ));
         }
         self.syncs.fetch_add(usize::from(sync), Ordering::SeqCst);
-        self.written.lock().extend(changes.iter().map(|(key, _)| super::record::show_key(key)));
+        self.written
+            .lock()
+            .extend(changes.iter().map(|(key, _)| super::record::show_key(key)));
         self.inner.commit(changes, sync)
     }
 
@@ -55,7 +60,10 @@ fn id(term: u64, index: u64) -> LogId {
 }
 
 fn entry(term: u64, index: u64, len: usize) -> Entry {
-    Entry { log_id: id(term, index), payload: Payload::Normal(Commands(Bytes::from(vec![7; len]))) }
+    Entry {
+        log_id: id(term, index),
+        payload: Payload::Normal(Commands(Bytes::from(vec![7; len]))),
+    }
 }
 
 struct Parts {
@@ -75,10 +83,20 @@ fn failing() -> Parts {
         syncs: Arc::clone(&syncs),
         written: Arc::clone(&written),
     };
-    let storage =
-        Storage { backend: Box::new(backend), watermark: None, loaded: Loaded::default(), path: "test".into() };
+    let storage = Storage {
+        backend: Box::new(backend),
+        watermark: None,
+        loaded: Loaded::default(),
+        path: "test".into(),
+    };
     let (writer, mut logs) = storage.start(&[CONTROL], None).unwrap();
-    Parts { log: logs.remove(0), writer, full, syncs, written }
+    Parts {
+        log: logs.remove(0),
+        writer,
+        full,
+        syncs,
+        written,
+    }
 }
 
 #[tokio::test]
@@ -93,7 +111,11 @@ async fn a_full_disk_acknowledges_nothing_and_stays_closed() {
     // The disk has room again, but what the database holds is unknown: nothing is written until a restart checks it.
     parts.full.store(false, Ordering::SeqCst);
     assert!(parts.log.save_vote(&Vote::new(2, 1)).await.is_err());
-    assert_eq!(parts.log.read_vote().await.unwrap(), Some(Vote::new(1, 1)), "a vote that is not on disk was never cast");
+    assert_eq!(
+        parts.log.read_vote().await.unwrap(),
+        Some(Vote::new(1, 1)),
+        "a vote that is not on disk was never cast"
+    );
     assert!(parts.log.blocking_append([entry(1, 2, 10)]).await.is_err());
 }
 
@@ -105,7 +127,14 @@ async fn appends_that_wait_share_a_sync() {
     let mut waits = Vec::new();
     for index in 0..500 {
         let (tx, rx) = openraft_oneshot();
-        parts.log.append([entry(1, index, 10)], openraft::storage::IOFlushed::signal(tx)).await.unwrap();
+        parts
+            .log
+            .append(
+                [entry(1, index, 10)],
+                openraft::storage::IOFlushed::signal(tx),
+            )
+            .await
+            .unwrap();
         waits.push(rx);
     }
     for wait in waits {
@@ -132,12 +161,16 @@ async fn everything_comes_back_after_truncation_purge_and_large_entries() {
     let (writer, mut logs) = open().start(&[CONTROL], None).unwrap();
     let mut log = logs.remove(0);
     log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
-    log.blocking_append((0..3000).map(|index| entry(1, index, if index % 500 == 0 { 200_000 } else { 20 })))
-        .await
-        .unwrap();
+    log.blocking_append(
+        (0..3000).map(|index| entry(1, index, if index % 500 == 0 { 200_000 } else { 20 })),
+    )
+    .await
+    .unwrap();
     log.truncate_after(Some(id(1, 2400))).await.unwrap();
     log.save_vote(&Vote::new_committed(2, 1)).await.unwrap();
-    log.blocking_append((2401..2600).map(|index| entry(2, index, 30))).await.unwrap();
+    log.blocking_append((2401..2600).map(|index| entry(2, index, 30)))
+        .await
+        .unwrap();
     log.save_committed(Some(id(2, 2500))).await.unwrap();
     log.purge(id(1, 1999)).await.unwrap();
     let want = log.try_get_log_entries(..).await.unwrap();
@@ -148,8 +181,14 @@ async fn everything_comes_back_after_truncation_purge_and_large_entries() {
     let mut log = logs.remove(0);
     assert_eq!(log.try_get_log_entries(..).await.unwrap(), want);
     let state = log.get_log_state().await.unwrap();
-    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(id(1, 1999)), Some(id(2, 2599))));
-    assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(2, 1)));
+    assert_eq!(
+        (state.last_purged_log_id, state.last_log_id),
+        (Some(id(1, 1999)), Some(id(2, 2599)))
+    );
+    assert_eq!(
+        log.read_vote().await.unwrap(),
+        Some(Vote::new_committed(2, 1))
+    );
     assert_eq!(log.read_committed().await.unwrap(), Some(id(2, 2500)));
 }
 
@@ -161,10 +200,19 @@ async fn a_committed_position_never_runs_ahead_of_the_log() {
     parts.log.save_committed(Some(id(1, 5))).await.unwrap();
     parts.log.blocking_append([entry(1, 0, 1)]).await.unwrap();
     parts.log.save_vote(&Vote::new(2, 1)).await.unwrap();
-    parts.log.blocking_append((1..=5).map(|index| entry(1, index, 1))).await.unwrap();
+    parts
+        .log
+        .blocking_append((1..=5).map(|index| entry(1, index, 1)))
+        .await
+        .unwrap();
     parts.log.save_vote(&Vote::new(3, 1)).await.unwrap();
     let written = parts.written.lock();
-    let at = |key: &str| written.iter().position(|written| written == key).expect("written");
+    let at = |key: &str| {
+        written
+            .iter()
+            .position(|written| written == key)
+            .expect("written")
+    };
     assert!(at("control/log/5.0") < at("control/committed"));
 }
 
@@ -186,5 +234,8 @@ fn a_hole_in_the_log_is_refused() {
     let Err(error) = load::load(&backend, std::path::Path::new("db")) else {
         panic!("a log with a hole was accepted");
     };
-    assert!(error.to_string().contains("log entry 2 is missing"), "{error}");
+    assert!(
+        error.to_string().contains("log entry 2 is missing"),
+        "{error}"
+    );
 }

@@ -48,7 +48,10 @@ pub(crate) struct GroupContent {
 
 impl GroupContent {
     pub(crate) fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+        self.entries
+            .back()
+            .map(|entry| entry.log_id)
+            .or(self.purged)
     }
 }
 
@@ -76,39 +79,62 @@ pub(crate) fn load(backend: &dyn Backend, path: &Path) -> Result<Loaded, Storage
     let mut loaded = Loaded::default();
     let mut assembler = EntryAssembler::default();
     let mut bad = None;
-    let scanned = backend.scan(&mut |key, value| match take(&mut loaded, &mut assembler, key, value) {
-        Ok(()) => true,
-        Err(error) => {
-            bad = Some(error);
-            false
-        }
-    });
+    let scanned = backend.scan(
+        &mut |key, value| match take(&mut loaded, &mut assembler, key, value) {
+            Ok(()) => true,
+            Err(error) => {
+                bad = Some(error);
+                false
+            }
+        },
+    );
     match scanned {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(StorageError::corrupt(path, error)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(StorageError::corrupt(path, error));
+        }
         Err(error) => return Err(StorageError::io(path, error)),
     }
     match bad {
         Some(error @ BadRecord::Newer { .. }) => {
-            return Err(StorageError::Newer { path: path.to_owned(), why: error.to_string() });
+            return Err(StorageError::Newer {
+                path: path.to_owned(),
+                why: error.to_string(),
+            });
         }
         Some(error) => return Err(StorageError::corrupt(path, error)),
         None => {}
     }
     if let Some(index) = assembler.pending() {
-        return Err(StorageError::corrupt(path, format!("log entry {index} lacks its last piece")));
+        return Err(StorageError::corrupt(
+            path,
+            format!("log entry {index} lacks its last piece"),
+        ));
     }
     for (group, content) in &mut loaded.groups {
-        settle(content).map_err(|why| StorageError::corrupt(path, format!("group {group}: {why}")))?;
+        settle(content)
+            .map_err(|why| StorageError::corrupt(path, format!("group {group}: {why}")))?;
     }
     Ok(loaded)
 }
 
-fn take(loaded: &mut Loaded, assembler: &mut EntryAssembler, key: &[u8], value: &[u8]) -> Result<(), BadRecord> {
+fn take(
+    loaded: &mut Loaded,
+    assembler: &mut EntryAssembler,
+    key: &[u8],
+    value: &[u8],
+) -> Result<(), BadRecord> {
     let (pieces, payload) = record::open(key, value)?;
-    let malformed = |why: &str| BadRecord::Malformed { key: record::show_key(key), why: why.to_owned() };
+    let malformed = |why: &str| BadRecord::Malformed {
+        key: record::show_key(key),
+        why: why.to_owned(),
+    };
     match Key::parse(key).ok_or_else(|| malformed("unknown kind of key"))? {
-        Key::Log { group, index, piece } => {
+        Key::Log {
+            group,
+            index,
+            piece,
+        } => {
             let entry = assembler.push(&group, index, piece, pieces, payload)?;
             let content = loaded.groups.entry(group).or_default();
             if pieces > 1 {
@@ -117,7 +143,8 @@ fn take(loaded: &mut Loaded, assembler: &mut EntryAssembler, key: &[u8], value: 
             content.entries.extend(entry);
         }
         Key::Meta { group, name } if group.is_empty() && name == "identity" => {
-            loaded.node = Some(NodeRecord::decode(payload).map_err(|error| malformed(&error.to_string()))?);
+            loaded.node =
+                Some(NodeRecord::decode(payload).map_err(|error| malformed(&error.to_string()))?);
         }
         Key::Meta { group, name } => {
             let content = loaded.groups.entry(group).or_default();
@@ -128,7 +155,8 @@ fn take(loaded: &mut Loaded, assembler: &mut EntryAssembler, key: &[u8], value: 
             };
             match name.as_str() {
                 "vote" => {
-                    let vote = peer::Vote::decode(payload).map_err(|error| malformed(&error.to_string()))?;
+                    let vote = peer::Vote::decode(payload)
+                        .map_err(|error| malformed(&error.to_string()))?;
                     content.vote = Some(wire::to_vote(&vote));
                 }
                 "committed" => content.committed = Some(log_id()?),
@@ -144,21 +172,31 @@ fn take(loaded: &mut Loaded, assembler: &mut EntryAssembler, key: &[u8], value: 
 fn settle(content: &mut GroupContent) -> Result<(), String> {
     let start = content.purged.map_or(0, |purged| purged.index + 1);
     let first = content.entries.front().map(|entry| entry.log_id.index);
-    while content.entries.front().is_some_and(|entry| entry.log_id.index < start) {
-        let index = content.entries.pop_front().map_or(0, |entry| entry.log_id.index);
+    while content
+        .entries
+        .front()
+        .is_some_and(|entry| entry.log_id.index < start)
+    {
+        let index = content
+            .entries
+            .pop_front()
+            .map_or(0, |entry| entry.log_id.index);
         content.leftover = Some((first.unwrap_or(index), index));
     }
-    let mut expected = start;
     let mut previous = content.purged;
-    for entry in &content.entries {
+    for (expected, entry) in (start..).zip(&content.entries) {
         if entry.log_id.index != expected {
-            return Err(format!("log entry {expected} is missing, the next one there is {}", entry.log_id.index));
+            return Err(format!(
+                "log entry {expected} is missing, the next one there is {}",
+                entry.log_id.index
+            ));
         }
         if previous.is_some_and(|previous| previous.leader_id > entry.log_id.leader_id) {
-            return Err(format!("log entry {expected} is older than the one before it"));
+            return Err(format!(
+                "log entry {expected} is older than the one before it"
+            ));
         }
         previous = Some(entry.log_id);
-        expected += 1;
     }
     if content.committed > content.last() {
         return Err("more was committed than the log holds".to_owned());

@@ -43,6 +43,13 @@ struct Tail {
     bytes: usize,
 }
 
+/// See [`LogStore::size`].
+pub(crate) struct LogSize {
+    pub(crate) total: usize,
+    pub(crate) after_snapshot: usize,
+    pub(crate) purge_to: Option<u64>,
+}
+
 fn size(entry: &Entry) -> usize {
     match &entry.payload {
         Payload::Normal(commands) => commands.0.len(),
@@ -52,14 +59,21 @@ fn size(entry: &Entry) -> usize {
 
 impl Tail {
     fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+        self.entries
+            .back()
+            .map(|entry| entry.log_id)
+            .or(self.purged)
     }
 
     /// Entries with index in `from..upto` that are there.
     fn range(&self, from: u64, upto: u64) -> impl Iterator<Item = &Entry> {
         let first = self.entries.front().map_or(0, |entry| entry.log_id.index);
-        let start = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX).min(self.entries.len());
-        let end = usize::try_from(upto.saturating_sub(first)).unwrap_or(usize::MAX).clamp(start, self.entries.len());
+        let start = usize::try_from(from.saturating_sub(first))
+            .unwrap_or(usize::MAX)
+            .min(self.entries.len());
+        let end = usize::try_from(upto.saturating_sub(first))
+            .unwrap_or(usize::MAX)
+            .clamp(start, self.entries.len());
         self.entries.range(start..end)
     }
 }
@@ -67,7 +81,12 @@ impl Tail {
 impl LogStore {
     pub(crate) fn new(group: Arc<str>, content: GroupContent, writer: &Arc<Writer>) -> Self {
         if let (Some((from, upto)), Some(purged)) = (content.leftover, content.purged) {
-            writer.send(Op::Purge { group: Arc::clone(&group), purged, from, upto });
+            writer.send(Op::Purge {
+                group: Arc::clone(&group),
+                purged,
+                from,
+                upto,
+            });
         }
         let bytes = content.entries.iter().map(size).sum();
         let tail = Tail {
@@ -77,18 +96,35 @@ impl LogStore {
             entries: content.entries,
             bytes,
         };
-        Self { group, tail: Arc::new(Mutex::new(tail)), writer: Arc::clone(writer) }
+        Self {
+            group,
+            tail: Arc::new(Mutex::new(tail)),
+            writer: Arc::clone(writer),
+        }
     }
 
-    /// Bytes of commands kept in memory, and the index up to which at least `keep` of them would remain after a purge.
-    pub(crate) fn memory(&self, keep: usize) -> (usize, Option<u64>) {
+    /// How many bytes of commands the log holds, seen from the entry where the last snapshot ends; and which entries to
+    /// purge so that at most `keep` bytes remain behind the snapshot.
+    pub(crate) fn size(&self, snapshot: Option<u64>, keep: usize) -> LogSize {
         let tail = self.tail.lock();
-        let mut kept = 0;
-        let upto = tail.entries.iter().rev().find_map(|entry| {
-            kept += size(entry);
-            (kept > keep).then_some(entry.log_id.index)
-        });
-        (tail.bytes, upto)
+        let mut found = LogSize {
+            total: tail.bytes,
+            after_snapshot: 0,
+            purge_to: None,
+        };
+        let mut behind = 0;
+        for entry in tail.entries.iter().rev() {
+            if Some(entry.log_id.index) > snapshot {
+                found.after_snapshot += size(entry);
+                continue;
+            }
+            behind += size(entry);
+            if behind > keep {
+                found.purge_to = Some(entry.log_id.index);
+                break;
+            }
+        }
+        found
     }
 
     /// Whether anything was ever stored.
@@ -104,10 +140,15 @@ impl LogStore {
 
     /// The last membership in the log, if there is one.
     pub(crate) fn last_membership(&self) -> Option<Membership> {
-        self.tail.lock().entries.iter().rev().find_map(|entry| match &entry.payload {
-            Payload::Membership(membership) => Some(membership.clone()),
-            Payload::Blank | Payload::Normal(_) => None,
-        })
+        self.tail
+            .lock()
+            .entries
+            .iter()
+            .rev()
+            .find_map(|entry| match &entry.payload {
+                Payload::Membership(membership) => Some(membership.clone()),
+                Payload::Blank | Payload::Normal(_) => None,
+            })
     }
 
     async fn done(wait: oneshot::Receiver<io::Result<()>>) -> io::Result<()> {
@@ -154,7 +195,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
         let tail = self.tail.lock();
-        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last() })
+        Ok(LogState {
+            last_purged_log_id: tail.purged,
+            last_log_id: tail.last(),
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -163,7 +207,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
-        self.writer.send(Op::Vote { group: Arc::clone(&self.group), vote: *vote, done });
+        self.writer.send(Op::Vote {
+            group: Arc::clone(&self.group),
+            vote: *vote,
+            done,
+        });
         Self::done(wait).await?;
         self.tail.lock().vote = Some(*vote);
         Ok(())
@@ -189,20 +237,24 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         {
             let mut tail = self.tail.lock();
-            let mut next = tail.last().map_or_else(|| entries.first().map_or(0, |entry| entry.log_id.index), |last| last.index + 1);
-            for entry in &entries {
-                if entry.log_id.index != next {
+            let first = entries.first().map_or(0, |entry| entry.log_id.index);
+            let due = tail.last().map_or(first, |last| last.index + 1);
+            for (due, entry) in (due..).zip(&entries) {
+                if entry.log_id.index != due {
                     return Err(io::Error::other(format!(
-                        "append of log entry {} where {next} is due",
+                        "append of log entry {} where {due} is due",
                         entry.log_id.index
                     )));
                 }
-                next += 1;
             }
             tail.bytes += entries.iter().map(size).sum::<usize>();
             tail.entries.extend(entries.iter().cloned());
         }
-        self.writer.send(Op::Append { group: Arc::clone(&self.group), entries, done: callback });
+        self.writer.send(Op::Append {
+            group: Arc::clone(&self.group),
+            entries,
+            done: callback,
+        });
         Ok(())
     }
 
@@ -214,7 +266,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 return Ok(());
             };
             let mut from = None;
-            while let Some(last) = tail.entries.back().filter(|entry| Some(entry.log_id.index) > last_log_id.map(|id| id.index)) {
+            while let Some(last) = tail
+                .entries
+                .back()
+                .filter(|entry| Some(entry.log_id.index) > last_log_id.map(|id| id.index))
+            {
                 from = Some(last.log_id.index);
                 let gone = size(last);
                 tail.bytes -= gone;
@@ -224,7 +280,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 return Ok(());
             };
             let keep = tail.last();
-            self.writer.send(Op::Truncate { group: Arc::clone(&self.group), keep, from, upto, done });
+            self.writer.send(Op::Truncate {
+                group: Arc::clone(&self.group),
+                keep,
+                from,
+                upto,
+                done,
+            });
         }
         Self::done(wait).await
     }
@@ -236,7 +298,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         let from = tail.entries.front().map_or(0, |entry| entry.log_id.index);
         let mut upto = None;
-        while let Some(first) = tail.entries.front().filter(|entry| entry.log_id.index <= log_id.index) {
+        while let Some(first) = tail
+            .entries
+            .front()
+            .filter(|entry| entry.log_id.index <= log_id.index)
+        {
             upto = Some(first.log_id.index);
             let gone = size(first);
             tail.bytes -= gone;
@@ -245,7 +311,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         tail.purged = Some(log_id);
         // An empty range when nothing was there to delete.
         let (from, upto) = upto.map_or((1, 0), |upto| (from, upto));
-        self.writer.send(Op::Purge { group: Arc::clone(&self.group), purged: log_id, from, upto });
+        self.writer.send(Op::Purge {
+            group: Arc::clone(&self.group),
+            purged: log_id,
+            from,
+            upto,
+        });
         Ok(())
     }
 }

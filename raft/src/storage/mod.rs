@@ -82,11 +82,17 @@ pub enum StorageError {
 
 impl StorageError {
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn corrupt(path: &Path, why: impl ToString) -> Self {
-        Self::Corrupt { path: path.to_owned(), why: why.to_string() }
+        Self::Corrupt {
+            path: path.to_owned(),
+            why: why.to_string(),
+        }
     }
 }
 
@@ -130,7 +136,12 @@ impl Storage {
         for (group, mark) in watermark.marks() {
             mark.check(group, loaded.groups.get(group), &db, &mark_path)?;
         }
-        Ok(Self { backend: Box::new(backend), watermark: Some(watermark), loaded, path: db })
+        Ok(Self {
+            backend: Box::new(backend),
+            watermark: Some(watermark),
+            loaded,
+            path: db,
+        })
     }
 
     /// Who the database says it belongs to.
@@ -155,7 +166,9 @@ impl Storage {
             instance: owner.instance.clone(),
         };
         let (key, value) = node.encode();
-        self.backend.commit(vec![(key, Some(value))], true).map_err(|error| StorageError::io(&self.path, error))?;
+        self.backend
+            .commit(vec![(key, Some(value))], true)
+            .map_err(|error| StorageError::io(&self.path, error))?;
         self.loaded.node = Some(node);
         Ok(())
     }
@@ -167,7 +180,12 @@ impl Storage {
         groups: &[&str],
         lock: Option<Arc<DataDir>>,
     ) -> Result<(Arc<Writer>, Vec<LogStore>), StorageError> {
-        let Self { backend, watermark, mut loaded, path } = self;
+        let Self {
+            backend,
+            watermark,
+            mut loaded,
+            path,
+        } = self;
         let (mut pieces, mut last) = (BTreeMap::new(), BTreeMap::new());
         let mut logs = Vec::with_capacity(groups.len());
         for group in groups {
@@ -177,8 +195,12 @@ impl Storage {
             last.extend(content.last().map(|id| (Arc::clone(&group), id.index)));
             logs.push((group, content));
         }
-        let writer = Writer::spawn(backend, watermark, pieces, last, lock).map_err(|error| StorageError::io(&path, error))?;
-        let logs = logs.into_iter().map(|(group, content)| LogStore::new(group, content, &writer)).collect();
+        let writer = Writer::spawn(backend, watermark, pieces, last, lock)
+            .map_err(|error| StorageError::io(&path, error))?;
+        let logs = logs
+            .into_iter()
+            .map(|(group, content)| LogStore::new(group, content, &writer))
+            .collect();
         Ok((writer, logs))
     }
 }

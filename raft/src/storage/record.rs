@@ -29,14 +29,22 @@ pub(crate) enum BadRecord {
     #[error("record {key}: {why}")]
     Malformed { key: String, why: String },
     #[error("log entry {index} of group {group}: {why}")]
-    Log { group: String, index: u64, why: String },
+    Log {
+        group: String,
+        index: u64,
+        why: String,
+    },
 }
 
 /// What a key names.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     /// One piece of a log entry.
-    Log { group: String, index: u64, piece: u16 },
+    Log {
+        group: String,
+        index: u64,
+        piece: u16,
+    },
     /// A single value: `vote`, `committed`, `purged` of a group, or `identity` of the node (group "").
     Meta { group: String, name: String },
 }
@@ -76,7 +84,10 @@ impl Key {
                     piece: u16::from_be_bytes(piece.try_into().ok()?),
                 })
             }
-            b'm' => Some(Self::Meta { group, name: String::from_utf8(rest.to_vec()).ok()? }),
+            b'm' => Some(Self::Meta {
+                group,
+                name: String::from_utf8(rest.to_vec()).ok()?,
+            }),
             _ => None,
         }
     }
@@ -85,7 +96,11 @@ impl Key {
 /// A key for people.
 pub(crate) fn show_key(key: &[u8]) -> String {
     match Key::parse(key) {
-        Some(Key::Log { group, index, piece }) => format!("{group}/log/{index}.{piece}"),
+        Some(Key::Log {
+            group,
+            index,
+            piece,
+        }) => format!("{group}/log/{index}.{piece}"),
         Some(Key::Meta { group, name }) if group.is_empty() => name,
         Some(Key::Meta { group, name }) => format!("{group}/{name}"),
         None => key.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -122,7 +137,10 @@ pub(crate) fn open<'v>(key: &[u8], value: &'v [u8]) -> Result<(u16, &'v [u8]), B
         return Err(BadRecord::Checksum { key: show_key(key) });
     }
     if schema > SCHEMA {
-        return Err(BadRecord::Newer { key: show_key(key), found: schema });
+        return Err(BadRecord::Newer {
+            key: show_key(key),
+            found: schema,
+        });
     }
     Ok((pieces, payload))
 }
@@ -161,7 +179,11 @@ impl EntryAssembler {
         pieces: u16,
         payload: &[u8],
     ) -> Result<Option<Entry>, BadRecord> {
-        let bad = |why: &str| BadRecord::Log { group: group.to_owned(), index, why: why.to_owned() };
+        let bad = |why: &str| BadRecord::Log {
+            group: group.to_owned(),
+            index,
+            why: why.to_owned(),
+        };
         if piece == 0 {
             if self.next != 0 {
                 return Err(BadRecord::Log {
@@ -172,7 +194,11 @@ impl EntryAssembler {
             }
             (self.index, self.pieces) = (index, pieces);
             self.bytes.clear();
-        } else if self.next == 0 || index != self.index || piece != self.next || pieces != self.pieces {
+        } else if self.next == 0
+            || index != self.index
+            || piece != self.next
+            || pieces != self.pieces
+        {
             return Err(bad("its pieces do not follow each other"));
         }
         self.bytes.put_slice(payload);
@@ -181,10 +207,14 @@ impl EntryAssembler {
             return Ok(None);
         }
         self.next = 0;
-        let wire = peer::Entry::decode(Bytes::from(self.bytes.split())).map_err(|error| bad(&error.to_string()))?;
+        let wire = peer::Entry::decode(Bytes::from(self.bytes.split()))
+            .map_err(|error| bad(&error.to_string()))?;
         let entry = wire::to_entry(wire).map_err(|error| bad(&error.to_string()))?;
         if entry.log_id.index != index {
-            return Err(bad(&format!("it claims to be entry {}", entry.log_id.index)));
+            return Err(bad(&format!(
+                "it claims to be entry {}",
+                entry.log_id.index
+            )));
         }
         Ok(Some(entry))
     }
@@ -215,7 +245,12 @@ mod tests {
         let mut entries = Vec::new();
         for (key, value) in pairs {
             let (pieces, payload) = open(key, value)?;
-            let Some(Key::Log { group, index, piece }) = Key::parse(key) else {
+            let Some(Key::Log {
+                group,
+                index,
+                piece,
+            }) = Key::parse(key)
+            else {
                 panic!("not a log key");
             };
             entries.extend(assembler.push(&group, index, piece, pieces, payload)?);
@@ -251,14 +286,22 @@ mod tests {
     fn a_record_under_another_key_is_refused() {
         let pairs = encode_entry("control", &entry(5, vec![1; 40]));
         let other = Key::log("control", 6, 0);
-        assert_eq!(open(&other, &pairs[0].1), Err(BadRecord::Checksum { key: "control/log/6.0".into() }));
+        assert_eq!(
+            open(&other, &pairs[0].1),
+            Err(BadRecord::Checksum {
+                key: "control/log/6.0".into()
+            })
+        );
     }
 
     #[test]
     fn a_lost_piece_is_refused() {
         let mut pairs = encode_entry("control", &entry(5, vec![1; 3 * MAX_CHUNK]));
         pairs.remove(1);
-        assert!(matches!(decode(&pairs), Err(BadRecord::Log { index: 5, .. })));
+        assert!(matches!(
+            decode(&pairs),
+            Err(BadRecord::Log { index: 5, .. })
+        ));
     }
 
     #[test]
@@ -268,6 +311,12 @@ mod tests {
         value[0] = 9;
         let crc = checksum(&key, 9, 1, b"x");
         value[4..8].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(open(&key, &value), Err(BadRecord::Newer { key: "control/vote".into(), found: 9 }));
+        assert_eq!(
+            open(&key, &value),
+            Err(BadRecord::Newer {
+                key: "control/vote".into(),
+                found: 9
+            })
+        );
     }
 }

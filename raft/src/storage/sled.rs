@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{StorageError, backend::{Backend, Change}};
+use super::{
+    StorageError,
+    backend::{Backend, Change},
+};
 use crate::options::Durability;
 
 /// sled's page cache; the log itself is kept in memory, so this only serves segment clean-up.
@@ -42,14 +45,22 @@ impl DurableTree {
         let db = match opened {
             Ok(Ok(db)) => db,
             Ok(Err(sled::Error::Io(error))) => return Err(StorageError::io(dir, error)),
-            Ok(Err(error)) => return Err(StorageError::corrupt(dir, format!("the database does not open: {error}"))),
+            Ok(Err(error)) => {
+                return Err(StorageError::corrupt(
+                    dir,
+                    format!("the database does not open: {error}"),
+                ));
+            }
             Err(panic) => {
                 let why = panic
                     .downcast_ref::<String>()
                     .map(String::as_str)
                     .or_else(|| panic.downcast_ref::<&str>().copied())
                     .unwrap_or("recovery failed");
-                return Err(StorageError::corrupt(dir, format!("the database is damaged: {why}")));
+                return Err(StorageError::corrupt(
+                    dir,
+                    format!("the database is damaged: {why}"),
+                ));
             }
         };
         let path = dir.join("db");
@@ -59,18 +70,30 @@ impl DurableTree {
             .open(&path)
             .map_err(|error| StorageError::io(&path, error))?;
         // The names must survive as well as the content.
-        file.sync_all().map_err(|error| StorageError::io(&path, error))?;
+        file.sync_all()
+            .map_err(|error| StorageError::io(&path, error))?;
         for parent in [Some(dir), dir.parent()].into_iter().flatten() {
             sync_dir(parent)?;
         }
-        Ok(Self { db, file, dir: dir.to_owned(), durability })
+        Ok(Self {
+            db,
+            file,
+            dir: dir.to_owned(),
+            durability,
+        })
     }
 }
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), StorageError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| StorageError::io(dir, error))
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| StorageError::io(dir, error))
 }
 
 fn to_io(error: sled::Error) -> io::Error {

@@ -48,7 +48,12 @@ pub(crate) struct Mark {
 impl Mark {
     fn last(&self) -> Option<LogId> {
         use openraft::vote::RaftLeaderId;
-        self.has_log.then(|| LogId::new(LeaderId::new(self.log_term, self.log_leader), self.log_index))
+        self.has_log.then(|| {
+            LogId::new(
+                LeaderId::new(self.log_term, self.log_leader),
+                self.log_index,
+            )
+        })
     }
 
     fn vote(&self) -> Option<Vote> {
@@ -63,8 +68,9 @@ impl Mark {
 
     pub(crate) fn set_last(&mut self, last: Option<LogId>) {
         self.has_log = last.is_some();
-        (self.log_term, self.log_leader, self.log_index) =
-            last.map_or((0, 0, 0), |last| (last.leader_id.term, last.leader_id.node_id, last.index));
+        (self.log_term, self.log_leader, self.log_index) = last.map_or((0, 0, 0), |last| {
+            (last.leader_id.term, last.leader_id.node_id, last.index)
+        });
     }
 
     pub(crate) fn set_vote(&mut self, vote: &Vote) {
@@ -81,7 +87,11 @@ impl Mark {
         db: &Path,
         mark: &Path,
     ) -> Result<(), StorageError> {
-        let show = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("log entry {} of term {}", id.index, id.leader_id.term));
+        let show = |id: Option<LogId>| {
+            id.map_or("nothing".to_owned(), |id| {
+                format!("log entry {} of term {}", id.index, id.leader_id.term)
+            })
+        };
         let (last, vote) = content.map_or((None, None), |content| (content.last(), content.vote));
         if last < self.last() {
             return Err(StorageError::corrupt(
@@ -97,7 +107,10 @@ impl Mark {
         if vote < self.vote() {
             return Err(StorageError::corrupt(
                 db,
-                format!("the database of group {group} has forgotten a vote (see {})", mark.display()),
+                format!(
+                    "the database of group {group} has forgotten a vote (see {})",
+                    mark.display()
+                ),
             ));
         }
         Ok(())
@@ -125,20 +138,41 @@ impl Watermark {
         let fail = |error| StorageError::io(path, error);
         let exists = path.try_exists().map_err(fail)?;
         if !exists && !fresh {
-            return Err(StorageError::corrupt(path, "the file is missing although the database is not empty"));
+            return Err(StorageError::corrupt(
+                path,
+                "the file is missing although the database is not empty",
+            ));
         }
-        let file =
-            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(fail)?;
         let mut content = vec![0; 2 * SLOT];
         let filled = read_fully(&file, &mut content).map_err(fail)?;
         let slots = [content.get(..SLOT), content.get(SLOT..)];
-        let newest = slots.into_iter().flatten().filter_map(read_slot).max_by_key(|slot| slot.sequence);
+        let newest = slots
+            .into_iter()
+            .flatten()
+            .filter_map(read_slot)
+            .max_by_key(|slot| slot.sequence);
         let slot = match newest {
             Some(slot) => slot,
             None if filled == 0 && fresh => Slot::default(),
-            None => return Err(StorageError::corrupt(path, "neither copy of the watermark can be read")),
+            None => {
+                return Err(StorageError::corrupt(
+                    path,
+                    "neither copy of the watermark can be read",
+                ));
+            }
         };
-        let mut watermark = Self { file, path: path.to_owned(), slot };
+        let mut watermark = Self {
+            file,
+            path: path.to_owned(),
+            slot,
+        };
         if !exists {
             watermark.write(true).map_err(fail)?;
             if let Some(parent) = path.parent() {
@@ -171,10 +205,17 @@ impl Watermark {
         bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
         bytes.extend_from_slice(&payload);
         if bytes.len() > SLOT {
-            return Err(io::Error::other(format!("{}: too many groups", self.path.display())));
+            return Err(io::Error::other(format!(
+                "{}: too many groups",
+                self.path.display()
+            )));
         }
         bytes.resize(SLOT, 0);
-        let offset = if self.slot.sequence % 2 == 0 { 0 } else { SLOT as u64 };
+        let offset = if self.slot.sequence.is_multiple_of(2) {
+            0
+        } else {
+            SLOT as u64
+        };
         self.file.write_all_at(&bytes, offset)?;
         if sync {
             self.file.sync_all()?;

@@ -41,12 +41,31 @@ const COMMITTED_IDLE: Duration = Duration::from_millis(500);
 
 /// One operation on a group.
 pub(crate) enum Op {
-    Append { group: Arc<str>, entries: Vec<Entry>, done: IoFlushed },
-    Vote { group: Arc<str>, vote: Vote, done: Done },
+    Append {
+        group: Arc<str>,
+        entries: Vec<Entry>,
+        done: IoFlushed,
+    },
+    Vote {
+        group: Arc<str>,
+        vote: Vote,
+        done: Done,
+    },
     /// Deletes the entries `from..=upto`, which follow `keep`.
-    Truncate { group: Arc<str>, keep: Option<LogId>, from: u64, upto: u64, done: Done },
+    Truncate {
+        group: Arc<str>,
+        keep: Option<LogId>,
+        from: u64,
+        upto: u64,
+        done: Done,
+    },
     /// Deletes the entries `from..=upto`; `purged` is remembered as the end of what is gone.
-    Purge { group: Arc<str>, purged: LogId, from: u64, upto: u64 },
+    Purge {
+        group: Arc<str>,
+        purged: LogId,
+        from: u64,
+        upto: u64,
+    },
     /// Completes once everything before it, and the committed positions, are durable and the store is closed.
     Close { done: Done },
 }
@@ -84,8 +103,14 @@ impl Writer {
             closing: None,
             _lock: lock,
         };
-        thread::Builder::new().name("raft-writer".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Arc::new(Self { ops, committed, failed }))
+        thread::Builder::new()
+            .name("raft-writer".to_owned())
+            .spawn(move || worker.run(&queue))?;
+        Ok(Arc::new(Self {
+            ops,
+            committed,
+            failed,
+        }))
     }
 
     pub(crate) fn send(&self, op: Op) {
@@ -183,7 +208,11 @@ impl Worker {
             let mut batch = Batch::default();
             let truncates = matches!(first, Op::Truncate { .. });
             self.take(first, &mut batch);
-            while !truncates && self.closing.is_none() && batch.waiters.len() < BATCH_OPS && batch.bytes < BATCH_BYTES {
+            while !truncates
+                && self.closing.is_none()
+                && batch.waiters.len() < BATCH_OPS
+                && batch.bytes < BATCH_BYTES
+            {
                 match queue.try_recv() {
                     // A truncation lowers the watermark first, so it goes alone.
                     Ok(op @ Op::Truncate { .. }) => {
@@ -217,11 +246,18 @@ impl Worker {
 
     fn take(&mut self, op: Op, batch: &mut Batch) {
         match op {
-            Op::Append { group, entries, done } => {
+            Op::Append {
+                group,
+                entries,
+                done,
+            } => {
                 for entry in &entries {
                     let pairs = record::encode_entry(&group, entry);
                     if let Ok(pieces @ 2..) = u16::try_from(pairs.len()) {
-                        self.pieces.entry(Arc::clone(&group)).or_default().insert(entry.log_id.index, pieces);
+                        self.pieces
+                            .entry(Arc::clone(&group))
+                            .or_default()
+                            .insert(entry.log_id.index, pieces);
                     }
                     for (key, value) in pairs {
                         batch.put(key, value);
@@ -229,7 +265,9 @@ impl Worker {
                 }
                 if let Some(last) = entries.last() {
                     self.last.insert(Arc::clone(&group), last.log_id.index);
-                    batch.marks.push((group, MarkChange::Last(Some(last.log_id))));
+                    batch
+                        .marks
+                        .push((group, MarkChange::Last(Some(last.log_id))));
                 }
                 batch.waiters.push(Waiter::Raft(done));
                 batch.sync = true;
@@ -242,13 +280,24 @@ impl Worker {
                 batch.waiters.push(Waiter::Task(done));
                 batch.sync = true;
             }
-            Op::Truncate { group, keep, from, upto, done } => {
+            Op::Truncate {
+                group,
+                keep,
+                from,
+                upto,
+                done,
+            } => {
                 self.delete(&group, from, upto, batch);
                 batch.marks.push((group, MarkChange::Last(keep)));
                 batch.waiters.push(Waiter::Task(done));
                 batch.sync = true;
             }
-            Op::Purge { group, purged, from, upto } => {
+            Op::Purge {
+                group,
+                purged,
+                from,
+                upto,
+            } => {
                 let key = Key::meta(&group, "purged");
                 let value = record::seal(&key, 1, &wire::log_id(&purged).encode_to_vec());
                 batch.put(key, value);
@@ -297,11 +346,19 @@ impl Worker {
     /// Nothing was written for a while: bring the committed positions to disk.
     fn idle(&mut self) {
         let writable = |(group, committed): (&Arc<str>, &LogId)| {
-            self.last.get(group).is_some_and(|last| *last >= committed.index)
+            self.last
+                .get(group)
+                .is_some_and(|last| *last >= committed.index)
         };
         let waiting = self.committed.lock().iter().any(writable);
         if waiting && self.failure.is_none() {
-            self.commit(Batch { sync: true, ..Batch::default() }, false);
+            self.commit(
+                Batch {
+                    sync: true,
+                    ..Batch::default()
+                },
+                false,
+            );
         }
     }
 
@@ -314,7 +371,8 @@ impl Worker {
             let (sync, bytes) = (batch.sync, batch.bytes);
             match self.write(&mut batch, lowers_mark) {
                 Ok(()) if sync => {
-                    metrics::histogram!("quorate_raft_fsync_seconds").record(started.elapsed().as_secs_f64());
+                    metrics::histogram!("quorate_raft_fsync_seconds")
+                        .record(started.elapsed().as_secs_f64());
                     metrics::counter!("quorate_raft_stored_bytes_total").increment(bytes as u64);
                 }
                 Ok(()) => {}
@@ -342,7 +400,11 @@ impl Worker {
     /// A follower may know that an entry is committed before the entry is written here; the record must not run ahead.
     fn take_committed(&mut self, batch: &mut Batch) {
         self.committed.lock().retain(|group, committed| {
-            if self.last.get(group).is_none_or(|last| *last < committed.index) {
+            if self
+                .last
+                .get(group)
+                .is_none_or(|last| *last < committed.index)
+            {
                 return true;
             }
             let key = Key::meta(group, "committed");
@@ -358,7 +420,8 @@ impl Worker {
             self.mark(&marks, true)?;
         }
         if !batch.changes.is_empty() || batch.sync {
-            self.backend.commit(std::mem::take(&mut batch.changes), batch.sync)?;
+            self.backend
+                .commit(std::mem::take(&mut batch.changes), batch.sync)?;
         }
         if !lowers_mark && !marks.is_empty() {
             self.mark(&marks, false)?;

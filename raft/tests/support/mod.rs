@@ -1,5 +1,5 @@
 //! Nodes in this process, each with a runtime of its own, so that one can be killed without warning.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::{
     net::TcpListener,
@@ -31,8 +31,14 @@ pub type Tweak = Arc<dyn Fn(&mut Options) + Send + Sync>;
 
 pub fn runtime() -> Runtime {
     // Quiet unless RUST_LOG asks.
-    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .try_init();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 pub fn free_listener() -> TcpListener {
@@ -59,7 +65,13 @@ impl Node {
         match runtime.block_on(Cluster::start(options)) {
             Ok(cluster) => {
                 let address = cluster.peer_address().to_owned();
-                Ok(Self { runtime: Some(runtime), cluster, dir, address, name })
+                Ok(Self {
+                    runtime: Some(runtime),
+                    cluster,
+                    dir,
+                    address,
+                    name,
+                })
             }
             Err(error) => {
                 runtime.shutdown_background();
@@ -116,7 +128,12 @@ impl Drop for Node {
 }
 
 /// Starts again what was killed or stopped. The old process may take a moment to let go of the directory.
-pub fn restart(dir: &Path, address: &str, name: &str, tweak: Option<&Tweak>) -> Result<Node, Error> {
+pub fn restart(
+    dir: &Path,
+    address: &str,
+    name: &str,
+    tweak: Option<&Tweak>,
+) -> Result<Node, Error> {
     let started = Instant::now();
     loop {
         let mut options = options(name, dir, bind(address), Start::Resume);
@@ -124,7 +141,9 @@ pub fn restart(dir: &Path, address: &str, name: &str, tweak: Option<&Tweak>) -> 
             tweak(&mut options);
         }
         match Node::try_start(options) {
-            Err(Error::Locked(_)) if started.elapsed() < WAIT => std::thread::sleep(Duration::from_millis(10)),
+            Err(Error::Locked(_)) if started.elapsed() < WAIT => {
+                std::thread::sleep(Duration::from_millis(10))
+            }
             other => return other,
         }
     }
@@ -144,7 +163,11 @@ impl Fleet {
 
     pub fn with(size: usize, tweak: Tweak) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let mut fleet = Self { nodes: Vec::new(), root, tweak };
+        let mut fleet = Self {
+            nodes: Vec::new(),
+            root,
+            tweak,
+        };
         for _ in 0..size {
             fleet.add();
         }
@@ -172,12 +195,16 @@ impl Fleet {
 
     /// Index of the node that leads, as the node itself sees it.
     pub fn leader(&self) -> usize {
-        until("a leader", || self.nodes.iter().position(|node| node.cluster.is_leader()))
+        until("a leader", || {
+            self.nodes.iter().position(|node| node.cluster.is_leader())
+        })
     }
 
     pub fn follower(&self) -> usize {
         let leader = self.leader();
-        (0..self.nodes.len()).find(|index| *index != leader).unwrap()
+        (0..self.nodes.len())
+            .find(|index| *index != leader)
+            .unwrap()
     }
 
     pub fn restart(&mut self, (dir, address, name): (PathBuf, String, String)) -> &Node {
@@ -197,7 +224,8 @@ impl Fleet {
             let have = node.cluster.view();
             if have.applied_index() == want.applied_index() {
                 for kind in [Kind::Setting, Kind::Node, Kind::Region] {
-                    let (a, b): (Vec<_>, Vec<_>) = (have.list(kind).collect(), want.list(kind).collect());
+                    let (a, b): (Vec<_>, Vec<_>) =
+                        (have.list(kind).collect(), want.list(kind).collect());
                     assert_eq!(a, b, "{} differs", node.name);
                 }
             }
@@ -211,21 +239,30 @@ pub fn put(name: &str, json: &str) -> Command {
 
 pub fn put_if(name: &str, json: &str, expected_version: Option<u64>) -> Command {
     let resource = Resource {
-        metadata: Some(Metadata { name: name.to_owned(), ..Metadata::default() }),
-        spec: Some(Spec::Setting(SettingSpec { json: json.to_owned() })),
+        metadata: Some(Metadata {
+            name: name.to_owned(),
+            ..Metadata::default()
+        }),
+        spec: Some(Spec::Setting(SettingSpec {
+            json: json.to_owned(),
+        })),
     };
     Command {
-        op: Some(Op::Put(PutResource { resource: Some(resource), expected_version })),
+        op: Some(Op::Put(PutResource {
+            resource: Some(resource),
+            expected_version,
+        })),
         ..Command::default()
     }
 }
 
 pub fn setting(cluster: &Cluster, name: &str) -> Option<String> {
     let view = cluster.view();
-    view.get(Kind::Setting, name).and_then(|resource| match &resource.spec {
-        Some(Spec::Setting(setting)) => Some(setting.json.clone()),
-        _ => None,
-    })
+    view.get(Kind::Setting, name)
+        .and_then(|resource| match &resource.spec {
+            Some(Spec::Setting(setting)) => Some(setting.json.clone()),
+            _ => None,
+        })
 }
 
 /// Polls until there is an answer.
@@ -256,7 +293,11 @@ impl Authority {
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
         let cert = params.self_signed(&key).unwrap();
         std::fs::write(dir.join("ca.pem"), cert.pem()).unwrap();
-        Self { key, params, dir: dir.to_owned() }
+        Self {
+            key,
+            params,
+            dir: dir.to_owned(),
+        }
     }
 
     /// Files for a node whose certificate names `name`.
@@ -264,9 +305,13 @@ impl Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         let uri = format!("{}{name}", quorate_raft::NODE_URI_PREFIX);
-        params.subject_alt_names.push(rcgen::SanType::URI(uri.try_into().unwrap()));
-        params.extended_key_usages =
-            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params
+            .subject_alt_names
+            .push(rcgen::SanType::URI(uri.try_into().unwrap()));
+        params.extended_key_usages = vec![
+            rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+            rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let issuer = rcgen::Issuer::from_params(&self.params, &self.key);
         let cert = params.signed_by(&key, &issuer).unwrap();
         let files = PeerTls {
