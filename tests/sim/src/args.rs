@@ -1,19 +1,29 @@
 //! The command line of `quorate sim`.
 
 use crate::config::{Dialect, LoraModule, Mode, OutputLength, SimConfig};
+use crate::config_file::ConfigFile;
+use crate::dataset::Dataset;
 use crate::duration;
 use crate::engine::latency::{Latency, LatencyCalculator};
 use crate::fault::{FailureInjection, FailureType, Faults};
 use crate::metrics::fake::FakeMetrics;
 use crate::profile;
+use crate::tls::TlsFiles;
+use crate::tools::ToolCallConfig;
 use anyhow::{Context, bail};
 use http::{HeaderName, HeaderValue};
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Simulate model servers: vLLM's HTTP surface over a continuous-batching time model.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SimArgs {
+    /// Comes first: it looks at what the others were given before they take it.
+    #[command(flatten)]
+    pub config: ConfigFile,
+
     /// Address of the first server; each further one takes the next port. Port 0 takes free ports.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
@@ -153,6 +163,16 @@ pub struct SimArgs {
     #[arg(long, value_name = "LENGTH", default_value = "lognormal:128:0.7", value_parser = OutputLength::parse)]
     pub output_length: OutputLength,
 
+    /// Conversations that random output takes after: a JSONL file of {"prompt": ..., "output": ..., "output_length": ...},
+    /// where a line needs one of the last two. A prompt that is in the file gets its output; any other gets random text as
+    /// long as the output of a random line. Limits of a request cut it. --output-length then does not count.
+    #[arg(long, value_name = "FILE")]
+    pub dataset_path: Option<PathBuf>,
+
+    /// Tool calls in chats.
+    #[command(flatten)]
+    pub tool_calls: ToolCallConfig,
+
     /// Length of an embedding when the request does not say.
     #[arg(long, value_name = "N", default_value_t = 384)]
     pub default_embedding_dimensions: usize,
@@ -176,6 +196,14 @@ pub struct SimArgs {
     /// Log every request and the status of its answer.
     #[arg(long)]
     pub log_http: bool,
+
+    /// Certificate (PEM) to speak HTTPS with, its authorities after it.
+    #[arg(long, value_name = "FILE", requires = "ssl_keyfile")]
+    pub ssl_certfile: Option<PathBuf>,
+
+    /// Its private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "ssl_certfile")]
+    pub ssl_keyfile: Option<PathBuf>,
 
     /// Largest request body.
     #[arg(long, value_name = "MB", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=512))]
@@ -272,8 +300,15 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 impl SimArgs {
-    /// One configuration for each server and rank, their ports consecutive.
+    /// One configuration for each server and rank, their ports consecutive. Reads the configuration file, if there is one.
     pub fn configs(&self) -> anyhow::Result<Vec<SimConfig>> {
+        match self.config.merged()? {
+            Some(merged) => merged.own_configs(),
+            None => self.own_configs(),
+        }
+    }
+
+    fn own_configs(&self) -> anyhow::Result<Vec<SimConfig>> {
         let base = self.base()?;
         let ranks = if self.data_parallel_rank.is_some() {
             1
@@ -311,6 +346,16 @@ impl SimArgs {
         config.seed = self.seed;
         config.output_length = self.output_length.clone();
         config.cache_hit_threshold = self.global_cache_hit_threshold;
+        config.tool_calls = self.tool_calls.clone();
+        config.dataset = match &self.dataset_path {
+            Some(path) => Some(Arc::new(Dataset::load(path)?)),
+            None => None,
+        };
+        config.tls = self
+            .ssl_certfile
+            .clone()
+            .zip(self.ssl_keyfile.clone())
+            .map(|(cert, key)| TlsFiles { cert, key });
         config.dialect = self.dialect;
         config.startup = self.startup_duration;
         config.sleep_mode = !self.no_enable_sleep_mode;
@@ -389,83 +434,4 @@ impl SimArgs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        sim: SimArgs,
-    }
-
-    fn configs(args: &[&str]) -> anyhow::Result<Vec<SimConfig>> {
-        Cli::try_parse_from(std::iter::once("sim").chain(args.iter().copied()))?
-            .sim
-            .configs()
-    }
-
-    #[test]
-    fn defaults_are_valid_and_options_arrive() {
-        assert_eq!(configs(&[]).unwrap().len(), 1);
-        let all = configs(&[
-            "--listen",
-            "[::1]:9000",
-            "--count",
-            "2",
-            "--data-parallel-size",
-            "2",
-            "--model-profile",
-            "llama-8b/h100",
-            "--served-model-name",
-            "a",
-            "b",
-            "--lora-modules",
-            "x=/p",
-            r#"{"name":"y","path":"/q","base_model_name":"a"}"#,
-            "--max-loras",
-            "2",
-            "--num-gpu-blocks",
-            "100",
-            "--fault",
-            "stall-after=2,probability=0.5",
-            "--pod-name",
-            "p0",
-            "--failure-types",
-            "rate_limit",
-            "server_error",
-            "--fake-metrics",
-            r#"{"kv-cache-usage": 0.5}"#,
-        ])
-        .unwrap();
-        let ports: Vec<u16> = all.iter().map(|c| c.listen.port()).collect();
-        assert_eq!(ports, [9000, 9001, 9002, 9003]);
-        assert_eq!(all.iter().map(|c| c.rank).collect::<Vec<_>>(), [0, 1, 0, 1]);
-        let first = &all[0];
-        assert_eq!(first.served_model_names, ["a", "b"]);
-        assert_eq!(first.loras[1].base_model.as_deref(), Some("a"));
-        assert_eq!((first.engine.num_blocks, first.max_model_len), (100, 1600));
-        assert_eq!(first.failures.types.len(), 2);
-        assert_eq!(first.response_headers[0].1, "p0");
-        assert!(first.fake_metrics.is_some());
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        for args in [
-            &["--model-profile", "x"][..],
-            &["--listen", "127.0.0.1:65535", "--count", "2"],
-            &["--ttft", "100ms", "--ttft-std-dev", "90ms"],
-            &["--model-profile", "llama-8b/h100", "--ttft", "100ms"],
-            &["--max-model-len", "5000", "--num-gpu-blocks", "10"],
-            &["--fault", "explode"],
-            &["--time-scale", "0"],
-            &["--block-size", "0"],
-            &["--lora-modules", "nopath"],
-            &["--time-factor-under-load", "0.5"],
-            &["--max-loras", "3", "--max-cpu-loras", "2"],
-        ] {
-            assert!(configs(args).is_err(), "{args:?}");
-        }
-    }
-}
+mod tests;

@@ -1,11 +1,15 @@
 //! Everything that describes one simulated server.
 
+use crate::dataset::Dataset;
 use crate::engine::EngineConfig;
 use crate::fault::{FailureInjection, Faults};
 use crate::metrics::fake::FakeMetrics;
 use crate::profile::{self, Profile};
+use crate::tls::TlsFiles;
+use crate::tools::ToolCallConfig;
 use http::{HeaderName, HeaderValue};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the output text is.
@@ -150,8 +154,12 @@ pub struct SimConfig {
     pub seed: u64,
     /// Output length of requests without a limit.
     pub output_length: OutputLength,
+    /// Conversations that random output takes after, rather than after `output_length`.
+    pub dataset: Option<Arc<Dataset>>,
     /// Least cached share of the prompt of requests that do not say; others end at once with `cache_threshold`.
     pub cache_hit_threshold: Option<f64>,
+    /// How tool calls are drawn.
+    pub tool_calls: ToolCallConfig,
     /// Names on the metrics page.
     pub dialect: Dialect,
     /// Data-parallel rank, the `engine` label.
@@ -164,6 +172,8 @@ pub struct SimConfig {
     pub request_id_headers: bool,
     /// Whether every request and answer is logged.
     pub log_http: bool,
+    /// Speak HTTPS.
+    pub tls: Option<TlsFiles>,
     /// Largest request body in bytes.
     pub max_body: usize,
     /// Headers on every answer.
@@ -223,13 +233,16 @@ impl SimConfig {
             mode: Mode::Random,
             seed: 0,
             output_length: OutputLength::LogNormal(128.0, 0.7),
+            dataset: None,
             cache_hit_threshold: None,
+            tool_calls: ToolCallConfig::default(),
             dialect: Dialect::Vllm,
             rank: 0,
             startup: Duration::ZERO,
             sleep_mode: true,
             request_id_headers: false,
             log_http: false,
+            tls: None,
             max_body: 4 << 20,
             response_headers: Vec::new(),
             port_header: None,
@@ -308,6 +321,7 @@ impl SimConfig {
                 self.queue_full_status
             ));
         }
+        self.tool_calls.validate().map_err(ConfigError)?;
         if let Latency::Fixed(fixed) = &engine.latency {
             fixed.validate().map_err(ConfigError)?;
         }
@@ -366,6 +380,9 @@ mod tests {
             |c| c.engine.max_loras = 9,
             |c| c.queue_full_status = 200,
             |c| c.model.clear(),
+            |c| c.tool_calls.min_integer = 101,
+            |c| c.tool_calls.max_number = f64::NAN,
+            |c| c.tool_calls.max_array = 0,
             |c| {
                 c.loras = vec![LoraModule {
                     name: c.model.clone(),

@@ -5,6 +5,7 @@ use crate::fault::Faults;
 use crate::http;
 use crate::live::Live;
 use crate::shared::{Shared, SimStats};
+use crate::tls::TlsError;
 use futures_util::FutureExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -20,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,9 @@ pub enum SimError {
     /// The configuration cannot work.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// It cannot speak HTTPS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address cannot be listened on.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
@@ -48,6 +53,10 @@ impl Sim {
     /// Starts a server; it listens when this returns.
     pub async fn start(config: SimConfig) -> Result<Sim, SimError> {
         config.validate()?;
+        let tls = match &config.tls {
+            Some(files) => Some(files.acceptor()?),
+            None => None,
+        };
         let listener = listen(config.listen).map_err(|source| SimError::Listen {
             addr: config.listen,
             source,
@@ -60,7 +69,7 @@ impl Sim {
         let live = Live::new(shared.clone());
         *shared.live.lock() = Some(live.clone());
         let (tell, down) = watch::channel(false);
-        let task = tokio::spawn(supervise(shared.clone(), listener, live, tell));
+        let task = tokio::spawn(supervise(shared.clone(), tls, listener, live, tell));
         Ok(Sim { shared, task, down })
     }
 
@@ -125,6 +134,7 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 
 async fn supervise(
     shared: Arc<Shared>,
+    tls: Option<TlsAcceptor>,
     mut listener: TcpListener,
     mut live: Arc<Live>,
     down: watch::Sender<bool>,
@@ -132,7 +142,7 @@ async fn supervise(
     loop {
         let mut tasks = JoinSet::new();
         tasks.spawn(live.clone().drive());
-        accept_until_crash(&shared, &listener, &live, &mut tasks).await;
+        accept_until_crash(&shared, tls.as_ref(), &listener, &live, &mut tasks).await;
         shared.stats.crashes.fetch_add(1, Ordering::Relaxed);
         live.crashed.store(true, Ordering::Relaxed);
         drop(listener);
@@ -161,6 +171,7 @@ async fn supervise(
 
 async fn accept_until_crash(
     shared: &Arc<Shared>,
+    tls: Option<&TlsAcceptor>,
     listener: &TcpListener,
     live: &Arc<Live>,
     tasks: &mut JoinSet<()>,
@@ -171,7 +182,7 @@ async fn accept_until_crash(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     shared.stats.connections.fetch_add(1, Ordering::Relaxed);
-                    tasks.spawn(connection(stream, live.clone()));
+                    tasks.spawn(connection(stream, tls.cloned(), live.clone()));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: the next accept would fail at once.
@@ -208,22 +219,36 @@ impl Conn {
     }
 }
 
-async fn connection(stream: TcpStream, live: Arc<Live>) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, live: Arc<Live>) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let _open = OpenConnection::new(live.shared.clone());
     let conn = Arc::new(Conn::default());
-    let io = TokioIo::new(FaultyStream {
+    let stream = FaultyStream {
         stream,
         conn: conn.clone(),
         live: live.clone(),
-    });
+    };
+    match tls {
+        None => serve(stream, live, conn).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => serve(stream, live, conn).await,
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+        },
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    live: Arc<Live>,
+    conn: Arc<Conn>,
+) {
     let kill = conn.clone();
     let service = service_fn(move |request| http::handle(live.clone(), conn.clone(), request));
     let builder = auto::Builder::new(TokioExecutor::new());
     tokio::select! {
-        ended = builder.serve_connection(io, service) => {
+        ended = builder.serve_connection(TokioIo::new(stream), service) => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }

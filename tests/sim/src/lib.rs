@@ -11,6 +11,8 @@
 
 mod args;
 mod config;
+mod config_file;
+mod dataset;
 mod duration;
 mod engine;
 mod fault;
@@ -24,10 +26,14 @@ mod profile;
 mod run;
 mod shared;
 mod text;
+mod tls;
 mod tokenizer;
+mod tools;
 
 pub use args::SimArgs;
 pub use config::{ConfigError, Dialect, LoraModule, Mode, OutputLength, SimConfig};
+pub use config_file::ConfigFile;
+pub use dataset::{Dataset, DatasetError};
 pub use engine::EngineConfig;
 pub use engine::latency::{FixedLatency, Latency, LatencyCalculator, StepCosts};
 pub use fault::{Cut, CutAction, FailureInjection, FailureType, Faults};
@@ -37,3 +43,5 @@ pub use metrics::fake::FakeMetrics;
 pub use profile::{Profile, all as profiles, find as find_profile};
 pub use run::run;
 pub use shared::SimStats;
+pub use tls::{TlsError, TlsFiles};
+pub use tools::ToolCallConfig;

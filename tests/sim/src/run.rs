@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Runs the simulated servers until `shutdown`. Prints one line for each when it listens. Ends with an error when a server
 /// cannot start, or crashes without a time to come back.
 pub async fn run(args: SimArgs, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let args = args.config.merged()?.unwrap_or(args);
     let configs = args.configs()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = if args.threads == 0 {
@@ -130,8 +131,13 @@ async fn serve(
 
 fn announcement(sim: &Sim) -> String {
     let config = sim.config();
+    let scheme = if config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let mut line = format!(
-        "listening on http://{}  model {}  profile {}  metrics {}",
+        "listening on {scheme}://{}  model {}  profile {}  metrics {}",
         sim.addr(),
         config.display_name(),
         config.profile,

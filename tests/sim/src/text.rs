@@ -1,8 +1,10 @@
 //! Plans the whole output of a request before the engine starts it: tokens, text, and why it ends.
 
 use crate::config::{Mode, OutputLength};
+use crate::dataset::Dataset;
 use crate::engine::FinishReason;
 use crate::tokenizer::{self, EOS};
+use crate::tools::PlannedCall;
 use std::sync::Arc;
 
 /// What a client asked for, as far as it decides the output.
@@ -37,6 +39,8 @@ pub struct Plan {
     pub finish: FinishReason,
     /// The stop string or token that ended it.
     pub stop_reason: Option<StopReason>,
+    /// Tool calls, when the output is calls rather than text.
+    pub calls: Vec<PlannedCall>,
 }
 
 /// vLLM's `stop_reason`.
@@ -94,20 +98,43 @@ pub struct Source<'a> {
     pub choice: u32,
     /// What echo mode repeats.
     pub echo: &'a [u32],
+    /// What random output takes after, and the part of the prompt to look up in it.
+    pub dataset: Option<(&'a Dataset, &'a [u32])>,
     /// Length of a random output whose request has no limit.
     pub length: &'a OutputLength,
     /// Room left in the model's context window.
     pub room: u32,
 }
 
+impl Source<'_> {
+    /// Randomness of one output; `stream` keeps independent draws apart.
+    pub fn rng(&self, sampling: &Sampling, stream: u64) -> fastrand::Rng {
+        fastrand::Rng::with_seed(
+            self.seed.rotate_left(17)
+                ^ self.prompt_hash
+                ^ sampling
+                    .seed
+                    .unwrap_or(0)
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ u64::from(self.choice).wrapping_mul(0xff51_afd7_ed55_8ccd)
+                ^ stream.wrapping_mul(0xc4ce_b9fe_1a85_ec53),
+        )
+    }
+
+    /// Most tokens that the output may have.
+    pub fn limit(&self, sampling: &Sampling) -> u32 {
+        sampling
+            .max_tokens
+            .unwrap_or(self.room)
+            .min(self.room)
+            .max(1)
+    }
+}
+
 /// Plans one output. It depends on the server's seed, the prompt, the request's seed and the choice, and on nothing else:
 /// a retried request gets the same answer from any server with the same seed.
 pub fn plan(sampling: &Sampling, source: &Source<'_>) -> Plan {
-    let limit = sampling
-        .max_tokens
-        .unwrap_or(source.room)
-        .min(source.room)
-        .max(1) as usize;
+    let limit = source.limit(sampling) as usize;
     let mut tokens = match source.mode {
         Mode::Random => random(sampling, source, limit),
         Mode::Echo => echo(sampling, source, limit),
@@ -126,12 +153,7 @@ pub fn plan(sampling: &Sampling, source: &Source<'_>) -> Plan {
         finish = FinishReason::Stop;
     }
 
-    let mut bytes = Vec::with_capacity(tokens.len() * 5);
-    let mut ends = Vec::with_capacity(tokens.len());
-    for token in &tokens {
-        tokenizer::decode(*token, &mut bytes);
-        ends.push(bytes.len() as u32);
-    }
+    let (mut bytes, mut ends) = decode(&tokens);
     if stop_token.is_some() && !sampling.include_stop {
         // The stop token itself adds no text.
         let before = ends
@@ -142,15 +164,7 @@ pub fn plan(sampling: &Sampling, source: &Source<'_>) -> Plan {
             .unwrap_or(0);
         bytes.truncate(before as usize);
     }
-    let mut text = match String::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            // Token ids from a client may decode to anything: cut at the first broken byte.
-            let valid = error.utf8_error().valid_up_to();
-            String::from_utf8(error.into_bytes().into_iter().take(valid).collect())
-                .unwrap_or_default()
-        }
-    };
+    let mut text = sound(bytes);
     if let Some((start, stop)) = find_stop(&text, &ends, sampling) {
         let end = start + stop.len();
         let last = ends
@@ -163,19 +177,50 @@ pub fn plan(sampling: &Sampling, source: &Source<'_>) -> Plan {
         finish = FinishReason::Stop;
         stop_reason = Some(StopReason::Text(stop.to_owned()));
     }
-    // A token may end inside a character; its text then waits for the token that completes it.
-    for end in &mut ends {
-        *end = (*end).min(text.len() as u32);
-        while !text.is_char_boundary(*end as usize) {
-            *end -= 1;
-        }
-    }
+    settle(&mut ends, &text);
     Plan {
         tokens: tokens.into(),
         text,
         ends,
         finish,
         stop_reason,
+        calls: Vec::new(),
+    }
+}
+
+/// The text of some tokens, and where the text of each ends.
+pub fn spell(tokens: &[u32]) -> (String, Vec<u32>) {
+    let (bytes, mut ends) = decode(tokens);
+    let text = sound(bytes);
+    settle(&mut ends, &text);
+    (text, ends)
+}
+
+fn decode(tokens: &[u32]) -> (Vec<u8>, Vec<u32>) {
+    let mut bytes = Vec::with_capacity(tokens.len() * 5);
+    let mut ends = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        tokenizer::decode(*token, &mut bytes);
+        ends.push(bytes.len() as u32);
+    }
+    (bytes, ends)
+}
+
+/// Bytes as text. Token ids from a client may decode to anything: cut at the first broken byte.
+fn sound(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        String::from_utf8(error.into_bytes().into_iter().take(valid).collect()).unwrap_or_default()
+    })
+}
+
+/// A token may end inside a character; its text then waits for the token that completes it.
+fn settle(ends: &mut [u32], text: &str) {
+    for end in ends {
+        *end = (*end).min(text.len() as u32);
+        while !text.is_char_boundary(*end as usize) {
+            *end -= 1;
+        }
     }
 }
 
@@ -202,26 +247,23 @@ fn find_stop<'a>(text: &str, ends: &[u32], sampling: &'a Sampling) -> Option<(us
 }
 
 fn random(sampling: &Sampling, source: &Source<'_>, limit: usize) -> Vec<u32> {
-    let mut rng = fastrand::Rng::with_seed(
-        source.seed.rotate_left(17)
-            ^ source.prompt_hash
-            ^ sampling
-                .seed
-                .unwrap_or(0)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            ^ u64::from(source.choice).wrapping_mul(0xff51_afd7_ed55_8ccd),
-    );
-    // With a limit the output fills it; without one its length is drawn.
-    let drawn = match (sampling.max_tokens, sampling.ignore_eos) {
-        (None, false) => Some(
-            source
-                .length
-                .sample(&mut rng)
-                .max(sampling.min_tokens)
-                .max(1) as usize,
-        ),
-        _ => None,
+    let mut rng = source.rng(sampling, 0);
+    let known = source
+        .dataset
+        .and_then(|(dataset, prompt)| dataset.find(prompt));
+    if let Some(text) = known.and_then(|answer| answer.tokens.as_deref()) {
+        return repeat(text, sampling, limit);
+    }
+    // With a limit the output fills it; without one its length is drawn. A dataset's lengths are below any limit.
+    let drawn = match (source.dataset, sampling.max_tokens) {
+        _ if sampling.ignore_eos => None,
+        (Some((dataset, _)), _) => {
+            Some(known.map_or_else(|| dataset.sample(&mut rng), |answer| answer.length))
+        }
+        (None, None) => Some(source.length.sample(&mut rng)),
+        (None, Some(_)) => None,
     };
+    let drawn = drawn.map(|length| length.max(sampling.min_tokens).max(1) as usize);
     let words = drawn.map_or(limit, |drawn| drawn.min(limit));
     let mut tokens = Vec::with_capacity(words + 1);
     while tokens.len() < words {
@@ -238,10 +280,15 @@ fn random(sampling: &Sampling, source: &Source<'_>, limit: usize) -> Vec<u32> {
 }
 
 fn echo(sampling: &Sampling, source: &Source<'_>, limit: usize) -> Vec<u32> {
-    if sampling.ignore_eos && sampling.max_tokens.is_some() && !source.echo.is_empty() {
-        return source.echo.iter().copied().cycle().take(limit).collect();
+    repeat(source.echo, sampling, limit)
+}
+
+/// A text that is there already, over and over where its end does not count.
+fn repeat(text: &[u32], sampling: &Sampling, limit: usize) -> Vec<u32> {
+    if sampling.ignore_eos && sampling.max_tokens.is_some() && !text.is_empty() {
+        return text.iter().copied().cycle().take(limit).collect();
     }
-    let mut tokens: Vec<u32> = source.echo.iter().copied().take(limit).collect();
+    let mut tokens: Vec<u32> = text.iter().copied().take(limit).collect();
     if tokens.len() < limit {
         tokens.push(EOS);
     }
@@ -264,6 +311,7 @@ mod tests {
             prompt_hash: 99,
             choice: 0,
             echo,
+            dataset: None,
             length,
             room: 1000,
         }

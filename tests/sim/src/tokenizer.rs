@@ -474,6 +474,20 @@ pub fn encode_media(source: &str, out: &mut Vec<u32>) {
     }
 }
 
+/// Any word, in small letters.
+pub fn word(rng: &mut fastrand::Rng) -> &'static str {
+    WORDS
+        .get(rng.usize(0..WORDS.len()))
+        .copied()
+        .unwrap_or_default()
+}
+
+/// The token of any word inside a sentence, and its number among the words: different numbers have different texts.
+pub fn word_token(rng: &mut fastrand::Rng) -> (usize, u32) {
+    let at = rng.usize(0..WORDS.len());
+    (at, FIRST_WORD + at as u32 * FORMS + Form::Spaced as u32)
+}
+
 /// A sentence of `length` tokens, the full stop included: its first word capital, spaced unless it opens the text.
 pub fn sentence(length: usize, opens: bool, rng: &mut fastrand::Rng, out: &mut Vec<u32>) {
     for at in 0..length {

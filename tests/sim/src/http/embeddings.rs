@@ -77,6 +77,7 @@ pub async fn embeddings(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(None),
         cache_hit_threshold: None,
+        tools: None,
         stream: false,
     };
     generate::run(

@@ -30,7 +30,7 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
 }
 
 /// Parses one field of a body.
-fn field<T: DeserializeOwned>(raw: &RawValue, name: &str) -> Result<T, ApiError> {
+pub fn field<T: DeserializeOwned>(raw: &RawValue, name: &str) -> Result<T, ApiError> {
     serde_json::from_str(raw.get())
         .map_err(|error| ApiError::bad(format!("`{name}` is not valid: {error}")).param(name))
 }

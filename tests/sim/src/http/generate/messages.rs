@@ -91,6 +91,7 @@ pub async fn messages(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(None),
         cache_hit_threshold: None,
+        tools: None,
         stream: request.stream.unwrap_or(false),
     };
     run(

@@ -19,6 +19,8 @@ use crate::engine::AddError;
 use crate::engine::sequence::{NewSequence, Prompt, root_hash};
 use crate::live::{self, Live};
 use crate::text::{self, Plan, Sampling, Source};
+use crate::tokenizer::BOS;
+use crate::tools::{self, ToolCallConfig, ToolError, Tools};
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use std::sync::Arc;
@@ -30,6 +32,9 @@ const MAX_SEQUENCES: usize = 1024;
 
 /// Tokens that one request may have planned at most, so that no single request takes all memory.
 const MAX_PLANNED_TOKENS: usize = 1 << 22;
+
+/// Keeps the randomness of tool calls apart from that of text.
+const TOOL_STREAM: u64 = 1;
 
 /// What generation needs to know, whatever the API.
 pub struct Job {
@@ -47,6 +52,8 @@ pub struct Job {
     pub root: u64,
     /// Least cached share of the prompt.
     pub cache_hit_threshold: Option<f64>,
+    /// Tools that the answer may call.
+    pub tools: Option<Tools>,
     /// Whether the answer is a stream.
     pub stream: bool,
 }
@@ -132,6 +139,28 @@ fn room(prompt: usize, sampling: &Sampling, max_model_len: u32) -> Result<u32, A
     }
 }
 
+/// Plans one output: calls of tools where the request offers some and they are drawn, text otherwise.
+fn plan(job: &Job, source: &Source<'_>, config: &ToolCallConfig) -> Result<Plan, ApiError> {
+    // What repeats the prompt calls nothing, unless it must.
+    let tools = job
+        .tools
+        .as_ref()
+        .filter(|tools| source.mode == Mode::Random || tools.demanded());
+    if let Some(tools) = tools {
+        let mut rng = source.rng(&job.sampling, TOOL_STREAM);
+        let calls = tools.draw(config, &mut rng).map_err(tool_error)?;
+        if !calls.is_empty() {
+            return Ok(tools::plan(calls, source.limit(&job.sampling)));
+        }
+    }
+    Ok(text::plan(&job.sampling, source))
+}
+
+/// 400 for tools that cannot be used.
+fn tool_error(error: ToolError) -> ApiError {
+    ApiError::bad(error.to_string()).param(error.param)
+}
+
 /// Runs a job and answers it.
 pub async fn run(
     call: Call,
@@ -165,20 +194,23 @@ pub async fn run(
             .rotate_left(1)
             ^ tail;
         for choice in 0..job.n {
+            let asked = job.echo.get(at).unwrap_or(tokens).as_slice();
             let echo = match config.mode {
-                Mode::Echo => job.echo.get(at).unwrap_or(tokens).as_slice(),
+                Mode::Echo => asked,
                 Mode::Random => &[],
             };
+            let asked = asked.strip_prefix(&[BOS]).unwrap_or(asked);
             let source = Source {
                 mode: config.mode,
                 seed: config.seed,
                 prompt_hash,
                 choice,
                 echo,
+                dataset: config.dataset.as_deref().map(|dataset| (dataset, asked)),
                 length: &config.output_length,
                 room,
             };
-            let plan: Arc<Plan> = Arc::new(text::plan(&job.sampling, &source));
+            let plan = Arc::new(plan(&job, &source, &config.tool_calls)?);
             planned += plan.tokens.len();
             if planned > MAX_PLANNED_TOKENS {
                 let wrong = format!("a request may ask for {MAX_PLANNED_TOKENS} tokens at most");

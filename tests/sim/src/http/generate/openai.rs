@@ -1,19 +1,22 @@
 //! OpenAI's chat and text completions, with vLLM's additions.
 
-use super::{Job, model, positive, run, total};
+use super::{Job, MAX_SEQUENCES, model, positive, run, tool_error, total};
 use crate::http::Call;
 use crate::http::body::SimBody;
 use crate::http::error::ApiError;
 use crate::http::input::{self, Message};
 use crate::http::shapes::chat::Chat;
-use crate::http::shapes::completion::Completion;
+use crate::http::shapes::completion::{Completion, Echo};
+use crate::http::shapes::logprobs::MAX_TOP;
 use crate::http::shapes::{Head, StreamOptions};
 use crate::live::unix_now;
 use crate::text::Sampling;
 use crate::tokenizer;
+use crate::tools::{ToolCallConfig, Tools};
 use http::Response;
 use http::header::HeaderName;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
@@ -31,6 +34,14 @@ struct OpenAi<'a> {
     prompt: Option<&'a RawValue>,
     #[serde(borrow, default)]
     tools: Option<&'a RawValue>,
+    #[serde(default)]
+    tool_choice: Option<Value>,
+    #[serde(default)]
+    parallel_tool_calls: Option<bool>,
+    #[serde(borrow, default)]
+    logprobs: Option<&'a RawValue>,
+    #[serde(default)]
+    top_logprobs: Option<i64>,
     #[serde(default)]
     stream: Option<bool>,
     #[serde(default)]
@@ -110,6 +121,42 @@ impl OpenAi<'_> {
         })
     }
 
+    /// Tools that the answer may call.
+    fn tools(&self, config: &ToolCallConfig) -> Result<Option<Tools>, ApiError> {
+        let tools: Option<Value> = match self.tools {
+            Some(raw) => Some(input::field(raw, "tools")?),
+            None => None,
+        };
+        let parallel = self.parallel_tool_calls.unwrap_or(true);
+        Tools::parse(tools.as_ref(), self.tool_choice.as_ref(), parallel, config)
+            .map_err(tool_error)
+    }
+
+    /// A chat's alternatives to each token: `logprobs` switches them on, `top_logprobs` says how many.
+    fn chat_logprobs(&self) -> Result<Option<u32>, ApiError> {
+        let wanted: Option<bool> = match self.logprobs {
+            Some(raw) => input::field(raw, "logprobs")?,
+            None => None,
+        };
+        let top = alternatives(self.top_logprobs, "top_logprobs")?;
+        match (wanted.unwrap_or(false), top) {
+            (false, Some(1..)) => Err(ApiError::bad(
+                "when using `top_logprobs`, `logprobs` must be set to true.",
+            )
+            .param("top_logprobs")),
+            (false, _) => Ok(None),
+            (true, top) => Ok(Some(top.unwrap_or(0))),
+        }
+    }
+
+    /// A completion's alternatives to each token, which are its `logprobs`.
+    fn completion_logprobs(&self) -> Result<Option<u32>, ApiError> {
+        match self.logprobs {
+            Some(raw) => alternatives(input::field(raw, "logprobs")?, "logprobs"),
+            None => Ok(None),
+        }
+    }
+
     fn stream_options(&self, stream: bool) -> Result<StreamOptions, ApiError> {
         match &self.stream_options {
             None => Ok(StreamOptions::default()),
@@ -126,6 +173,19 @@ impl OpenAi<'_> {
                 })
             }
         }
+    }
+}
+
+/// A number of alternatives.
+fn alternatives(asked: Option<i64>, name: &str) -> Result<Option<u32>, ApiError> {
+    let Some(asked) = asked else { return Ok(None) };
+    match u32::try_from(asked) {
+        Ok(top) if top <= MAX_TOP => Ok(Some(top)),
+        Ok(top) => Err(ApiError::bad(format!(
+            "Requested sample logprobs of {top}, which is greater than max allowed: {MAX_TOP}"
+        ))
+        .param(name)),
+        Err(_) => Err(ApiError::bad(format!("`{name}` must be a positive value.")).param(name)),
     }
 }
 
@@ -168,6 +228,8 @@ pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
         .get(chat.echo)
         .map(<[u32]>::to_vec)
         .unwrap_or_default();
+    let tools = request.tools(&call.live.config().tool_calls)?;
+    let logprobs = request.chat_logprobs()?;
     let job = Job {
         echo: vec![echo],
         prompts: vec![chat.tokens],
@@ -176,6 +238,7 @@ pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: threshold(&call, request.cache_hit_threshold)?,
+        tools,
         stream,
     };
     run(
@@ -184,6 +247,7 @@ pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
         Box::new(Chat {
             head,
             options,
+            logprobs,
             opened: false,
         }),
     )
@@ -209,10 +273,15 @@ pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
     let echo = match request.echo {
         Some(true) => prompts
             .iter()
-            .map(|prompt| tokenizer::detokenize(prompt))
+            .map(|prompt| Echo {
+                text: tokenizer::detokenize(prompt),
+                tokens: prompt.clone(),
+            })
             .collect(),
         _ => Vec::new(),
     };
+    let logprobs = request.completion_logprobs()?;
+    let choices = prompts.len().saturating_mul(n as usize).min(MAX_SEQUENCES);
     let job = Job {
         prompts,
         echo: Vec::new(),
@@ -222,6 +291,7 @@ pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: threshold(&call, request.cache_hit_threshold)?,
+        tools: None,
         stream,
     };
     run(
@@ -231,6 +301,8 @@ pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
             head,
             options,
             echo,
+            logprobs,
+            offsets: vec![0; choices],
         }),
     )
     .await

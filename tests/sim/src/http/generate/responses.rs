@@ -98,6 +98,7 @@ pub async fn responses(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: None,
+        tools: None,
         stream: request.stream.unwrap_or(false),
     };
     run(

@@ -89,6 +89,7 @@ pub async fn tokens(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: None,
+        tools: None,
         stream: request.stream.unwrap_or(false),
     };
     run(call, job, Box::new(TokenGenerate { head })).await
@@ -138,6 +139,7 @@ pub async fn sglang(call: Call) -> Result<Response<SimBody>, ApiError> {
         lora: model.lora(),
         root: model.root(request.extra_key.as_deref()),
         cache_hit_threshold: None,
+        tools: None,
         stream: request.stream.unwrap_or(false),
     };
     run(

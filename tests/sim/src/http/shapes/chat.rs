@@ -1,10 +1,11 @@
 //! `/v1/chat/completions`.
 
-use super::{Head, Shape, StreamOptions, data, finish, piece, send, text};
+use super::{Head, Shape, StreamOptions, data, finish, finish_as, logprobs, piece, send, text};
 use crate::engine::FinishReason;
 use crate::http::json::{DONE, Events, number, push, string};
 use crate::live::SeqHandle;
 use bytes::Bytes;
+use std::ops::Range;
 
 /// vLLM's chat completion.
 pub struct Chat {
@@ -12,25 +13,42 @@ pub struct Chat {
     pub head: Head,
     /// Of the stream.
     pub options: StreamOptions,
+    /// Alternatives to each token, when log probabilities are wanted.
+    pub logprobs: Option<u32>,
     /// Whether the role chunks are out.
     pub opened: bool,
 }
 
+/// What one chunk of the stream tells of a choice.
+struct Chunk<'a> {
+    delta: &'a [u8],
+    reason: &'a [u8],
+    /// The sequence, and those of its tokens that the chunk spells.
+    of: Option<(&'a SeqHandle, Range<u32>)>,
+}
+
 impl Chat {
-    fn chunk(&self, at: usize, delta: &[u8], reason: &[u8], seqs: &[&SeqHandle], out: &mut Events) {
+    fn chunk(&self, at: usize, told: &Chunk<'_>, out: &mut Events) {
         let mut chunk = data();
         self.head.open("chat.completion.chunk", &mut chunk);
         push("\"choices\":[{\"index\":", &mut chunk);
         number(at as u64, &mut chunk);
         push(",\"delta\":", &mut chunk);
-        chunk.extend_from_slice(delta);
-        push(",\"logprobs\":null,", &mut chunk);
-        chunk.extend_from_slice(reason);
+        chunk.extend_from_slice(told.delta);
+        push(",\"logprobs\":", &mut chunk);
+        match (self.logprobs, &told.of) {
+            (Some(top), Some((seq, tokens))) if !tokens.is_empty() => {
+                logprobs::chat(&seq.plan, tokens.clone(), top, &mut chunk);
+            }
+            _ => push("null", &mut chunk),
+        }
+        push(",", &mut chunk);
+        chunk.extend_from_slice(told.reason);
         push("}]", &mut chunk);
         if self.options.continuous_usage {
             push(",\"usage\":", &mut chunk);
             let mut usage = self.head.usage(&[]);
-            for seq in seqs {
+            if let Some((seq, _)) = &told.of {
                 usage.cached = seq.progress().cached();
                 usage.completion += seq.progress().emitted();
             }
@@ -39,6 +57,77 @@ impl Chat {
         push("}", &mut chunk);
         send(chunk, out);
     }
+
+    /// Appends what a token adds to the message. Returns how many tokens it spells, itself included, or `None` when there is
+    /// nothing to say yet: a call is announced once its name is complete.
+    fn delta(&self, seq: &SeqHandle, token: Option<u32>, out: &mut Vec<u8>) -> Option<u32> {
+        let of_call = token.and_then(|token| Some((token, seq.plan.call_of(token)?)));
+        let Some((token, (number_of_call, call))) = of_call else {
+            let text = piece(seq, token);
+            push("{\"content\":", out);
+            string(text, out);
+            push("}", out);
+            let said = !text.is_empty() || (token.is_some() && self.logprobs.is_some());
+            return said.then_some(1);
+        };
+        let named = token + 1 == call.arguments;
+        if token + 1 < call.arguments {
+            return None;
+        }
+        push("{\"tool_calls\":[{", out);
+        if named {
+            push("\"id\":", out);
+            string(&call.id, out);
+            push(",\"type\":\"function\",", out);
+        }
+        push("\"index\":", out);
+        number(number_of_call as u64, out);
+        push(",\"function\":{", out);
+        if named {
+            push("\"name\":", out);
+            string(&call.name, out);
+            push(",", out);
+        }
+        push("\"arguments\":", out);
+        string(if named { "" } else { piece(seq, Some(token)) }, out);
+        push("}}]}", out);
+        Some(if named { token + 1 - call.first } else { 1 })
+    }
+
+    /// Appends a whole message's `content` and `tool_calls`.
+    fn message(seq: &SeqHandle, out: &mut Vec<u8>) {
+        let emitted = seq.progress().emitted();
+        let calls: Vec<_> = seq
+            .plan
+            .calls
+            .iter()
+            .filter_map(|call| Some((call, seq.plan.arguments(call, emitted)?)))
+            .collect();
+        push("\"content\":", out);
+        match seq.plan.calls.is_empty() {
+            true => string(text(seq), out),
+            false => push("null", out),
+        }
+        push(",\"refusal\":null,\"tool_calls\":[", out);
+        for (at, (call, arguments)) in calls.into_iter().enumerate() {
+            push(if at > 0 { ",{\"id\":" } else { "{\"id\":" }, out);
+            string(&call.id, out);
+            push(",\"type\":\"function\",\"function\":{\"name\":", out);
+            string(&call.name, out);
+            push(",\"arguments\":", out);
+            string(arguments, out);
+            push("}}", out);
+        }
+        push("]", out);
+    }
+}
+
+/// Appends `"finish_reason":...`; an output of calls that came to its end has its own.
+fn why(seq: &SeqHandle, reason: Option<FinishReason>, out: &mut Vec<u8>) {
+    if reason == Some(FinishReason::Stop) && !seq.plan.calls.is_empty() {
+        return finish_as("tool_calls", None, out);
+    }
+    finish(reason, seq.plan.stop_reason.as_ref(), out);
 }
 
 impl Shape for Chat {
@@ -52,22 +141,35 @@ impl Shape for Chat {
     ) {
         if !self.opened {
             self.opened = true;
+            let told = Chunk {
+                delta: br#"{"role":"assistant","content":""}"#,
+                reason: br#""finish_reason":null"#,
+                of: None,
+            };
             for at in 0..self.head.n {
-                let delta = br#"{"role":"assistant","content":""}"#;
-                self.chunk(at as usize, delta, br#""finish_reason":null"#, &[], out);
+                self.chunk(at as usize, &told, out);
             }
         }
-        let text = piece(seq, token);
-        if text.is_empty() && reason.is_none() {
+        let mut delta = Vec::with_capacity(48);
+        let spells = self.delta(seq, token, &mut delta);
+        if spells.is_none() && reason.is_none() {
             return;
         }
-        let mut delta = Vec::with_capacity(text.len() + 16);
-        push("{\"content\":", &mut delta);
-        string(text, &mut delta);
-        push("}", &mut delta);
-        let mut why = Vec::with_capacity(48);
-        finish(reason, seq.plan.stop_reason.as_ref(), &mut why);
-        self.chunk(at, &delta, &why, &[seq], out);
+        if delta.is_empty() {
+            push("{\"content\":\"\"}", &mut delta);
+        }
+        let tokens = match (token, spells) {
+            (Some(token), Some(spells)) => token + 1 - spells..token + 1,
+            _ => 0..0,
+        };
+        let mut reason_field = Vec::with_capacity(48);
+        why(seq, reason, &mut reason_field);
+        let told = Chunk {
+            delta: &delta,
+            reason: &reason_field,
+            of: Some((seq, tokens)),
+        };
+        self.chunk(at, &told, out);
     }
 
     fn close(&mut self, seqs: &[SeqHandle], out: &mut Events) {
@@ -97,20 +199,17 @@ impl Shape for Chat {
                 &mut out,
             );
             number(at as u64, &mut out);
-            push(
-                ",\"message\":{\"role\":\"assistant\",\"content\":",
-                &mut out,
-            );
-            string(text(seq), &mut out);
-            push(
-                ",\"refusal\":null,\"tool_calls\":[],\"reasoning_content\":null},\"logprobs\":null,",
-                &mut out,
-            );
-            finish(
-                seq.progress().finish(),
-                seq.plan.stop_reason.as_ref(),
-                &mut out,
-            );
+            push(",\"message\":{\"role\":\"assistant\",", &mut out);
+            Self::message(seq, &mut out);
+            push(",\"reasoning_content\":null},\"logprobs\":", &mut out);
+            match self.logprobs {
+                Some(top) => {
+                    logprobs::chat(&seq.plan, 0..seq.progress().emitted(), top, &mut out);
+                }
+                None => push("null", &mut out),
+            }
+            push(",", &mut out);
+            why(seq, seq.progress().finish(), &mut out);
             push("}", &mut out);
         }
         push(

@@ -1,10 +1,12 @@
 //! `/v1/completions`.
 
+use super::logprobs::Lists;
 use super::{Head, Shape, StreamOptions, data, finish, piece, send, text};
 use crate::engine::FinishReason;
 use crate::http::json::{DONE, Events, number, push, string};
 use crate::live::SeqHandle;
 use bytes::Bytes;
+use std::ops::Range;
 
 /// vLLM's text completion.
 pub struct Completion {
@@ -13,14 +15,55 @@ pub struct Completion {
     /// Of the stream.
     pub options: StreamOptions,
     /// What goes before each choice when the client wants its prompt back; empty otherwise.
-    pub echo: Vec<String>,
+    pub echo: Vec<Echo>,
+    /// Alternatives to each token, when log probabilities are wanted.
+    pub logprobs: Option<u32>,
+    /// Characters of each choice that a stream has sent.
+    pub offsets: Vec<usize>,
+}
+
+/// A prompt that its client wants back.
+pub struct Echo {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Its text.
+    pub text: String,
 }
 
 impl Completion {
+    fn echo(&self, at: usize) -> Option<&Echo> {
+        self.echo.get(at / self.head.n.max(1) as usize)
+    }
+
     fn prompt(&self, at: usize) -> &str {
-        self.echo
-            .get(at / self.head.n.max(1) as usize)
-            .map_or("", String::as_str)
+        self.echo(at).map_or("", |echo| echo.text.as_str())
+    }
+
+    /// Appends the logprobs of some tokens of a choice, or null. `offset` is where their text starts, in characters; returns
+    /// where it ends.
+    fn logprobs(
+        &self,
+        at: usize,
+        seq: &SeqHandle,
+        tokens: Range<u32>,
+        mut offset: usize,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        let Some(top) = self.logprobs.filter(|_| !tokens.is_empty()) else {
+            push("null", out);
+            return offset;
+        };
+        let mut lists = Lists::new(top);
+        if let Some(echo) = self.echo(at).filter(|_| tokens.start == 0) {
+            lists.prompt(&echo.tokens);
+            offset += echo.text.chars().count();
+        }
+        for token in tokens {
+            lists.add(&seq.plan.tokens, token as usize, offset);
+            offset += seq.plan.piece(token).chars().count();
+        }
+        lists.write(out);
+        offset
     }
 }
 
@@ -39,7 +82,8 @@ impl Shape for Completion {
         } else {
             ""
         };
-        if text.is_empty() && opening.is_empty() && reason.is_none() {
+        let silent = self.logprobs.is_none() || token.is_none();
+        if silent && text.is_empty() && opening.is_empty() && reason.is_none() {
             return;
         }
         let mut chunk = data();
@@ -51,7 +95,14 @@ impl Shape for Completion {
             "" => string(text, &mut chunk),
             opening => string(&format!("{opening}{text}"), &mut chunk),
         }
-        push(",\"logprobs\":null,", &mut chunk);
+        push(",\"logprobs\":", &mut chunk);
+        let tokens = token.map_or(0..0, |token| token..token + 1);
+        let offset = self.offsets.get(at).copied().unwrap_or_default();
+        let offset = self.logprobs(at, seq, tokens, offset, &mut chunk);
+        if let Some(kept) = self.offsets.get_mut(at) {
+            *kept = offset;
+        }
+        push(",", &mut chunk);
         finish(reason, seq.plan.stop_reason.as_ref(), &mut chunk);
         if reason.is_none() {
             push(",\"stop_reason\":null", &mut chunk);
@@ -100,7 +151,9 @@ impl Shape for Completion {
                 "" => string(text(seq), &mut out),
                 opening => string(&format!("{opening}{}", text(seq)), &mut out),
             }
-            push(",\"logprobs\":null,", &mut out);
+            push(",\"logprobs\":", &mut out);
+            self.logprobs(at, seq, 0..seq.progress().emitted(), 0, &mut out);
+            push(",", &mut out);
             finish(
                 seq.progress().finish(),
                 seq.plan.stop_reason.as_ref(),

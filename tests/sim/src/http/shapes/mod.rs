@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completion;
 pub mod embedding;
+pub mod logprobs;
 pub mod messages;
 pub mod responses;
 pub mod tokens;
@@ -75,18 +76,21 @@ impl Head {
 
 /// Appends `"finish_reason":...`, and with a reason also `"stop_reason":...`.
 fn finish(reason: Option<FinishReason>, stop: Option<&StopReason>, out: &mut Vec<u8>) {
-    push("\"finish_reason\":", out);
     match reason {
+        None => push("\"finish_reason\":null", out),
+        Some(reason) => finish_as(reason.as_str(), stop, out),
+    }
+}
+
+/// Appends `"finish_reason":...,"stop_reason":...`.
+fn finish_as(reason: &str, stop: Option<&StopReason>, out: &mut Vec<u8>) {
+    push("\"finish_reason\":", out);
+    string(reason, out);
+    push(",\"stop_reason\":", out);
+    match stop {
+        Some(StopReason::Text(text)) => string(text, out),
+        Some(StopReason::Token(token)) => number(u64::from(*token), out),
         None => push("null", out),
-        Some(reason) => {
-            string(reason.as_str(), out);
-            push(",\"stop_reason\":", out);
-            match stop {
-                Some(StopReason::Text(text)) => string(text, out),
-                Some(StopReason::Token(token)) => number(u64::from(*token), out),
-                None => push("null", out),
-            }
-        }
     }
 }
 
