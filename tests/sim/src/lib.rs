@@ -3,7 +3,8 @@
 //! It speaks vLLM's HTTP surface (and SGLang's and TensorRT-LLM's metrics), takes as long as a continuously batched engine
 //! would, and fails on demand. `engine/` is the pure time model: scheduler, KV blocks, prefix cache, preemption. `live`
 //! drives it in real time behind one lock. `http/` reads requests and writes answers, `metrics/` the metrics page, `fault`
-//! says what goes wrong. [`Sim`] is one server inside this process; [`run`] is the command `quorate sim`.
+//! says what goes wrong, `tools/` draws tool calls from their schemas. [`Sim`] is one server inside this process; [`run`] is
+//! the command `quorate sim`, whose options may stand in a YAML file (`config_file`).
 //!
 //! What comes out is planned before the engine starts (`text`), from the server's seed, the prompt and the request's seed:
 //! every simulator with the same seed gives the same answer to the same request. KV events and prefill/decode hand-over
