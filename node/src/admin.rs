@@ -43,9 +43,16 @@ pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, readiness: 
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &PrometheusHandle, readiness: &Readiness) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    metrics: &PrometheusHandle,
+    readiness: &Readiness,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".into());
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is allowed here\n".into(),
+        );
     }
     match request.uri().path() {
         "/metrics" => {
@@ -59,17 +66,24 @@ fn answer(request: &Request<Incoming>, metrics: &PrometheusHandle, readiness: &R
         "/health" => text(StatusCode::OK, "ok\n".into()),
         "/ready" => match readiness() {
             None => text(StatusCode::OK, "ready\n".into()),
-            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+            Some(reason) => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {reason}\n"),
+            ),
         },
-        _ => text(StatusCode::NOT_FOUND, "here are /metrics, /health and /ready\n".into()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "here are /metrics, /health and /ready\n".into(),
+        ),
     }
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }

@@ -107,7 +107,11 @@ pub struct PeerConfig {
 
 impl Default for PeerConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7071)), advertise: String::new(), tls: None }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            advertise: String::new(),
+            tls: None,
+        }
     }
 }
 
@@ -137,7 +141,11 @@ pub struct ControlConfig {
 
 impl Default for ControlConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7070)), advertise: String::new(), tls: None }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            advertise: String::new(),
+            tls: None,
+        }
     }
 }
 
@@ -151,7 +159,9 @@ pub struct AdminConfig {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7072)) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7072)),
+        }
     }
 }
 
@@ -161,8 +171,10 @@ impl Config {
     /// # Errors
     /// Says the file, the line and the key, with the nearest known key for one that is unknown.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{} is not a valid configuration", path.display()))
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text)
+            .with_context(|| format!("{} is not a valid configuration", path.display()))
     }
 
     /// Parses the text of a file.
@@ -171,7 +183,9 @@ impl Config {
     /// As [`Self::load`].
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         toml::from_str(text).map_err(|e| {
-            let hint = did_you_mean(e.message()).map(|h| format!("\n{h}")).unwrap_or_default();
+            let hint = did_you_mean(e.message())
+                .map(|h| format!("\n{h}"))
+                .unwrap_or_default();
             anyhow::anyhow!("{}{hint}", e.to_string().trim_end())
         })
     }
@@ -181,14 +195,20 @@ impl Config {
     /// # Errors
     /// Names the keys that do not fit together.
     pub fn check(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(!self.node.region.is_empty(), "node.region must not be empty");
+        anyhow::ensure!(
+            !self.node.region.is_empty(),
+            "node.region must not be empty"
+        );
         self.gateway.validate()?;
         anyhow::ensure!(
             self.cluster.auto_voters % 2 == 1 && self.cluster.auto_voters <= 7,
             "cluster.auto_voters is {}: use an odd number of at most 7",
             self.cluster.auto_voters
         );
-        anyhow::ensure!(self.cluster.snapshot_every > 0, "cluster.snapshot_every must be at least 1");
+        anyhow::ensure!(
+            self.cluster.snapshot_every > 0,
+            "cluster.snapshot_every must be at least 1"
+        );
         anyhow::ensure!(
             self.peer.tls.is_some() || self.peer.listen.ip().is_loopback(),
             "peer.listen is {}, and node-to-node traffic without TLS is allowed on loopback only: set [peer.tls] \
@@ -226,7 +246,11 @@ impl Config {
 
 /// `advertise` if set, else the listening address.
 pub fn advertised(listen: SocketAddr, advertise: &str) -> String {
-    if advertise.is_empty() { listen.to_string() } else { advertise.to_owned() }
+    if advertise.is_empty() {
+        listen.to_string()
+    } else {
+        advertise.to_owned()
+    }
 }
 
 /// The nearest known key to the one that serde says is unknown.
@@ -265,23 +289,41 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_with_a_suggestion() {
-        let error = Config::parse("[node]\nnam = \"x\"\n").unwrap_err().to_string();
-        assert!(error.contains("unknown field `nam`") && error.contains("did you mean `name`?"), "{error}");
+        let error = Config::parse("[node]\nnam = \"x\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("unknown field `nam`") && error.contains("did you mean `name`?"),
+            "{error}"
+        );
         assert!(error.contains("line 2"), "{error}");
         let error = Config::parse("[gatway]\n").unwrap_err().to_string();
         assert!(error.contains("did you mean `gateway`?"), "{error}");
-        let error = Config::parse("[cluster]\ntiming = \"wam\"\n").unwrap_err().to_string();
+        let error = Config::parse("[cluster]\ntiming = \"wam\"\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("did you mean `wan`?"), "{error}");
         assert!(Config::parse("node = 3").is_err() && Config::parse("[node").is_err());
     }
 
     #[test]
     fn plain_text_off_loopback_is_refused() {
-        for text in ["[peer]\nlisten = \"10.0.0.1:7071\"", "[control]\nlisten = \"10.0.0.1:7070\""] {
-            let error = Config::parse(text).unwrap().check().unwrap_err().to_string();
+        for text in [
+            "[peer]\nlisten = \"10.0.0.1:7071\"",
+            "[control]\nlisten = \"10.0.0.1:7070\"",
+        ] {
+            let error = Config::parse(text)
+                .unwrap()
+                .check()
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("loopback only"), "{error}");
         }
-        let error = Config::parse("[cluster]\nauto_voters = 2").unwrap().check().unwrap_err().to_string();
+        let error = Config::parse("[cluster]\nauto_voters = 2")
+            .unwrap()
+            .check()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("odd"), "{error}");
     }
 }

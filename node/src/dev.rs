@@ -62,7 +62,8 @@ pub fn run(args: DevArgs) -> anyhow::Result<()> {
     if args.fresh {
         match std::fs::remove_dir_all(&args.data_dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {}", args.data_dir.display()));
+                return Err(e)
+                    .with_context(|| format!("cannot remove {}", args.data_dir.display()));
             }
             _ => {}
         }
@@ -72,7 +73,9 @@ pub fn run(args: DevArgs) -> anyhow::Result<()> {
     if args.detach {
         return children::detach(&args.data_dir, READY_WITHIN);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(cluster(args))
 }
 
@@ -90,7 +93,11 @@ struct Router {
 /// on 127.0.0.2), never one that others can reach.
 fn inside(args: &DevArgs) -> IpAddr {
     let ip = args.listen.ip();
-    if ip.is_loopback() { ip } else { Ipv4Addr::LOCALHOST.into() }
+    if ip.is_loopback() {
+        ip
+    } else {
+        Ipv4Addr::LOCALHOST.into()
+    }
 }
 
 /// Address of the simulator with this number, from 0.
@@ -102,11 +109,14 @@ impl Router {
     fn new(args: &DevArgs, number: u16) -> anyhow::Result<Self> {
         let ip = args.listen.ip();
         let at = |base: u16, offset: u16| {
-            let port = base.checked_add(offset).context("--listen leaves no room for all routers' ports")?;
+            let port = base
+                .checked_add(offset)
+                .context("--listen leaves no room for all routers' ports")?;
             anyhow::Ok(SocketAddr::new(ip, port))
         };
         let loopback = inside(args);
-        let local = |offset: u16| SocketAddr::new(loopback, CONTROL_PORT + 10 * (number - 1) + offset);
+        let local =
+            |offset: u16| SocketAddr::new(loopback, CONTROL_PORT + 10 * (number - 1) + offset);
         Ok(Self {
             name: format!("router-{number}"),
             config: args.data_dir.join(format!("router-{number}.toml")),
@@ -131,11 +141,16 @@ impl Router {
             self.admin,
             self.gateway,
         );
-        std::fs::write(&self.config, text).with_context(|| format!("cannot write {}", self.config.display()))
+        std::fs::write(&self.config, text)
+            .with_context(|| format!("cannot write {}", self.config.display()))
     }
 
     fn command(&self, first: &Router) -> Vec<String> {
-        let mut command = vec!["router".into(), "--config".into(), self.config.display().to_string()];
+        let mut command = vec![
+            "router".into(),
+            "--config".into(),
+            self.config.display().to_string(),
+        ];
         if self.name == first.name {
             command.push("--bootstrap".into());
         } else {
@@ -147,12 +162,21 @@ impl Router {
 
 async fn cluster(args: DevArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let routers: Vec<Router> =
-        (1..=args.routers).map(|n| Router::new(&args, n)).collect::<anyhow::Result<_>>()?;
-    let mut taken: Vec<SocketAddr> = routers.iter().flat_map(|r| [r.gateway, r.control, r.peer, r.admin]).collect();
+    let routers: Vec<Router> = (1..=args.routers)
+        .map(|n| Router::new(&args, n))
+        .collect::<anyhow::Result<_>>()?;
+    let mut taken: Vec<SocketAddr> = routers
+        .iter()
+        .flat_map(|r| [r.gateway, r.control, r.peer, r.admin])
+        .collect();
     taken.extend((0..args.endpoints).map(|i| sim_address(&args, i)));
-    if let Some(address) = taken.iter().find(|a| std::net::TcpListener::bind(a).is_err()) {
-        bail!("{address} is in use: is another `quorate dev` running? (`quorate dev --stop` ends a detached one)");
+    if let Some(address) = taken
+        .iter()
+        .find(|a| std::net::TcpListener::bind(a).is_err())
+    {
+        bail!(
+            "{address} is in use: is another `quorate dev` running? (`quorate dev --stop` ends a detached one)"
+        );
     }
 
     let logs = args.data_dir.join("logs");
@@ -160,10 +184,22 @@ async fn cluster(args: DevArgs) -> anyhow::Result<()> {
     let mut specs = Vec::new();
     if args.endpoints > 0 {
         let listen = sim_address(&args, 0).to_string();
-        let flags = ["sim", "--listen", &listen, "--count", &args.endpoints.to_string(), "--model", &args.model];
+        let flags = [
+            "sim",
+            "--listen",
+            &listen,
+            "--count",
+            &args.endpoints.to_string(),
+            "--model",
+            &args.model,
+        ];
         let mut command: Vec<String> = flags.iter().map(ToString::to_string).collect();
         command.extend(["--model-profile".into(), args.profile.clone()]);
-        specs.push(Spec { name: "sim".into(), command, log: logs.join("sim.log") });
+        specs.push(Spec {
+            name: "sim".into(),
+            command,
+            log: logs.join("sim.log"),
+        });
     }
     for router in &routers {
         router.write_config(&args.data_dir)?;
@@ -173,7 +209,10 @@ async fn cluster(args: DevArgs) -> anyhow::Result<()> {
             log: logs.join(format!("{}.log", router.name)),
         });
     }
-    println!("starting {} routers and {} simulated model servers ...", args.routers, args.endpoints);
+    println!(
+        "starting {} routers and {} simulated model servers ...",
+        args.routers, args.endpoints
+    );
     let mut running: Vec<Child> = Vec::new();
     for spec in specs {
         running.push(Child::start(spec)?);
@@ -197,15 +236,24 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let deadline = started + READY_WITHIN;
     for router in routers {
-        wait_for(running, deadline, &format!("{} to be ready", router.name), || {
-            probe::status_is_200(router.admin, "/ready")
-        })
+        wait_for(
+            running,
+            deadline,
+            &format!("{} to be ready", router.name),
+            || probe::status_is_200(router.admin, "/ready"),
+        )
         .await?;
-        println!("  {} is ready ({:.1} s)", router.name, started.elapsed().as_secs_f32());
+        println!(
+            "  {} is ready ({:.1} s)",
+            router.name,
+            started.elapsed().as_secs_f32()
+        );
     }
     if args.endpoints > 0 {
         let first = routers.first().context("no router")?;
-        declare(args, first.control).await.context("cannot declare the pool")?;
+        declare(args, first.control)
+            .await
+            .context("cannot declare the pool")?;
         for router in routers {
             wait_for(running, deadline, "the model servers to be in use", || {
                 probe::status_is_200(router.gateway, "/ready")
@@ -213,8 +261,15 @@ async fn serve(
             .await?;
         }
     }
-    std::fs::write(args.data_dir.join(children::PID_FILE), std::process::id().to_string())?;
-    println!("ready in {:.1} s: http://{}/v1", started.elapsed().as_secs_f32(), args.listen);
+    std::fs::write(
+        args.data_dir.join(children::PID_FILE),
+        std::process::id().to_string(),
+    )?;
+    println!(
+        "ready in {:.1} s: http://{}/v1",
+        started.elapsed().as_secs_f32(),
+        args.listen
+    );
     print_things_to_try(args, routers);
     children::keep_running(running).await
 }
@@ -231,7 +286,10 @@ async fn wait_for<F: Future<Output = bool>>(
         }
         children::none_has_ended(running)?;
         if Instant::now() > deadline {
-            bail!("waited {} s for {what}; see the logs in the data directory", READY_WITHIN.as_secs());
+            bail!(
+                "waited {} s for {what}; see the logs in the data directory",
+                READY_WITHIN.as_secs()
+            );
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -239,32 +297,52 @@ async fn wait_for<F: Future<Output = bool>>(
 
 /// Declares the pool and its endpoints as an operator would. Repeating it changes nothing.
 async fn declare(args: &DevArgs, control: SocketAddr) -> anyhow::Result<()> {
-    let mut client = v1::resources_client::ResourcesClient::connect(format!("http://{control}")).await?;
+    let mut client =
+        v1::resources_client::ResourcesClient::connect(format!("http://{control}")).await?;
     let named = |name: String, spec: v1::resource::Spec| v1::ApplyRequest {
         resource: Some(v1::Resource {
-            metadata: Some(v1::Metadata { name, ..Default::default() }),
+            metadata: Some(v1::Metadata {
+                name,
+                ..Default::default()
+            }),
             spec: Some(spec),
         }),
         ..Default::default()
     };
-    client.apply(named("dev".into(), v1::resource::Spec::Pool(v1::PoolSpec::default()))).await?;
+    client
+        .apply(named(
+            "dev".into(),
+            v1::resource::Spec::Pool(v1::PoolSpec::default()),
+        ))
+        .await?;
     for i in 0..args.endpoints {
         let spec = v1::EndpointSpec {
             pool: "dev".into(),
             url: format!("http://{}", sim_address(args, i)),
             ..Default::default()
         };
-        client.apply(named(format!("sim-{}", i + 1), v1::resource::Spec::Endpoint(spec))).await?;
+        client
+            .apply(named(
+                format!("sim-{}", i + 1),
+                v1::resource::Spec::Endpoint(spec),
+            ))
+            .await?;
     }
     Ok(())
 }
 
 fn print_things_to_try(args: &DevArgs, routers: &[Router]) {
-    let me = std::env::current_exe().map_or_else(|_| "quorate".into(), |exe| {
-        let here = std::env::current_dir().ok();
-        let near = here.as_deref().and_then(|dir| exe.strip_prefix(dir).ok()).map(Path::to_path_buf);
-        near.unwrap_or(exe).display().to_string()
-    });
+    let me = std::env::current_exe().map_or_else(
+        |_| "quorate".into(),
+        |exe| {
+            let here = std::env::current_dir().ok();
+            let near = here
+                .as_deref()
+                .and_then(|dir| exe.strip_prefix(dir).ok())
+                .map(Path::to_path_buf);
+            near.unwrap_or(exe).display().to_string()
+        },
+    );
     let last = routers.last().map_or(args.listen, |r| r.gateway);
     println!(
         r#"
@@ -287,10 +365,15 @@ Ctrl-C stops everything; the state stays in {data} for the next start.
         name = routers.first().map_or("", |r| r.name.as_str()),
         // What the command line talks to by itself.
         server = match routers.first() {
-            Some(first) if !inside(args).eq(&Ipv4Addr::LOCALHOST) => format!(" --server {}", first.control),
+            Some(first) if !inside(args).eq(&Ipv4Addr::LOCALHOST) =>
+                format!(" --server {}", first.control),
             _ => String::new(),
         },
-        gateways = routers.iter().map(|r| format!("http://{}", r.gateway)).collect::<Vec<_>>().join(" "),
+        gateways = routers
+            .iter()
+            .map(|r| format!("http://{}", r.gateway))
+            .collect::<Vec<_>>()
+            .join(" "),
         logs = args.data_dir.join("logs").display(),
         data = args.data_dir.display(),
     );

@@ -27,7 +27,10 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Human }
+        Self {
+            level: "info".into(),
+            format: LogFormat::Human,
+        }
     }
 }
 
@@ -46,18 +49,26 @@ pub fn init(config: &LogConfig) -> anyhow::Result<()> {
         );
     }
     // openraft and sled speak their own language at info; an operator needs what it means, which our own lines say.
-    let filter = EnvFilter::try_new(format!("openraft=error,sled=warn,h2=warn,hyper=warn,tower=warn,{text}"))
-        .map_err(|e| anyhow::anyhow!("log level {text:?} is not valid: {e}"))?;
+    let filter = EnvFilter::try_new(format!(
+        "openraft=error,sled=warn,h2=warn,hyper=warn,tower=warn,{text}"
+    ))
+    .map_err(|e| anyhow::anyhow!("log level {text:?} is not valid: {e}"))?;
     let base = tracing_subscriber::registry().with(filter);
     let writer = std::io::stderr;
     match config.format {
         LogFormat::Human => {
             let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            base.with(fmt::layer().with_writer(writer).with_ansi(colour).with_target(false)).try_init()
+            base.with(
+                fmt::layer()
+                    .with_writer(writer)
+                    .with_ansi(colour)
+                    .with_target(false),
+            )
+            .try_init()
         }
-        LogFormat::Json => {
-            base.with(fmt::layer().json().flatten_event(true).with_writer(writer)).try_init()
-        }
+        LogFormat::Json => base
+            .with(fmt::layer().json().flatten_event(true).with_writer(writer))
+            .try_init(),
     }
     .map_err(|e| anyhow::anyhow!("logging was started twice: {e}"))
 }

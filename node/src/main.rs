@@ -21,12 +21,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Routes, replicates and runs a fleet of LLM model servers: every router node is active, and all share one view.
 #[derive(Parser)]
-#[command(name = "quorate", version, max_term_width = 110, after_help = "\
+#[command(
+    name = "quorate",
+    version,
+    max_term_width = 110,
+    after_help = "\
 Try it:        quorate dev
 One router:    quorate serve --listen 127.0.0.1:8080 --endpoints http://gpu-1:8000,http://gpu-2:8000
 A cluster:     quorate router --config /etc/quorate/router.toml --bootstrap   (first node, once)
                quorate router --config /etc/quorate/router.toml --join HOST:7071   (the others)
-Operate it:    quorate cluster status; quorate get endpoints; quorate apply -f pool.yaml")]
+Operate it:    quorate cluster status; quorate get endpoints; quorate apply -f pool.yaml"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

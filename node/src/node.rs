@@ -55,10 +55,15 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
     let admin_listener = listen(config.admin.listen, "admin.listen").await?;
     let readiness = state.subscribe();
     tokio::spawn(prometheus::upkeep(metrics.clone()));
-    tokio::spawn(admin::serve(admin_listener, metrics, Arc::new(move || readiness.borrow().clone())));
+    tokio::spawn(admin::serve(
+        admin_listener,
+        metrics,
+        Arc::new(move || readiness.borrow().clone()),
+    ));
 
     let exchange = late::LateExchange::default();
-    let (options, resources) = raft_options(&config, start, &exchange, control_listener.local_addr()?)?;
+    let (options, resources) =
+        raft_options(&config, start, &exchange, control_listener.local_addr()?)?;
     state.send_replace(Some("joining the cluster".into()));
     let mut stop = stop;
     let cluster = tokio::select! {
@@ -71,7 +76,8 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
         cluster = cluster.cluster_id(),
         "taking part in the cluster"
     );
-    let node = match Node::assemble(&config, &cluster, &exchange, resources, control_listener).await {
+    let node = match Node::assemble(&config, &cluster, &exchange, resources, control_listener).await
+    {
         Ok(node) => node,
         Err(error) => {
             cluster.shutdown().await;
@@ -123,7 +129,9 @@ impl Node {
         let plane = Arc::new(plane);
         exchange.set(plane.load_receiver());
         for resource in resources {
-            declare::put(cluster, resource).await.context("cannot declare the endpoints")?;
+            declare::put(cluster, resource)
+                .await
+                .context("cannot declare the endpoints")?;
         }
         let shared = GatewayShared::new(view, Arc::new(PowerOfTwo::default()), cluster.node_name());
         let gateway = Gateway::start(config.gateway.clone(), Arc::clone(&shared))?;
@@ -135,9 +143,24 @@ impl Node {
         });
         let control = tokio::spawn({
             let (tls, stopped) = (config.control.tls.clone(), control_stop.clone());
-            async move { grpc::serve(control_listener, tls.as_ref(), routes, stopped.cancelled_owned()).await }
+            async move {
+                grpc::serve(
+                    control_listener,
+                    tls.as_ref(),
+                    routes,
+                    stopped.cancelled_owned(),
+                )
+                .await
+            }
         });
-        Ok(Self { cluster: cluster.clone(), plane, gateway, shared, control_stop, control })
+        Ok(Self {
+            cluster: cluster.clone(),
+            plane,
+            gateway,
+            shared,
+            control_stop,
+            control,
+        })
     }
 
     /// Says ready once the view is up to date, then waits for a reason to end.
@@ -215,7 +238,10 @@ impl Node {
         }
         self.control_stop.cancel();
         // Watches never end by themselves.
-        if tokio::time::timeout(Duration::from_secs(1), self.control).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(1), self.control)
+            .await
+            .is_err()
+        {
             info!("open control calls are cut");
         }
         self.plane.shutdown().await;
@@ -224,7 +250,9 @@ impl Node {
 }
 
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({key})"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} ({key})"))
 }
 
 fn raft_options(
@@ -256,15 +284,24 @@ fn raft_options(
         Timing::Lan => quorate_raft::Timing::Lan,
         Timing::Wan => quorate_raft::Timing::Wan,
     };
-    options.tls = config.peer.tls.as_ref().map(|TlsFiles { ca, cert, key }| PeerTls {
-        ca: ca.clone(),
-        cert: cert.clone(),
-        key: key.clone(),
-    });
+    options.tls = config
+        .peer
+        .tls
+        .as_ref()
+        .map(|TlsFiles { ca, cert, key }| PeerTls {
+            ca: ca.clone(),
+            cert: cert.clone(),
+            key: key.clone(),
+        });
     let control = advertised(control, &config.control.advertise);
     options.advertise = Advertise {
         peer: Some(config.peer.advertise.clone()).filter(|a| !a.is_empty()),
-        gateway: config.gateway.listen.first().map(|listen| reachable(*listen, &control)).unwrap_or_default(),
+        gateway: config
+            .gateway
+            .listen
+            .first()
+            .map(|listen| reachable(*listen, &control))
+            .unwrap_or_default(),
         admin: reachable(config.admin.listen, &control),
         control,
     };

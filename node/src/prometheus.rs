@@ -5,8 +5,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::time::Duration;
 
 /// For durations in seconds that no crate has given buckets for.
-const SECONDS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
 /// For counts of things in a batch.
 const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
@@ -18,10 +20,15 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     let mut builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_batch_size".into()), COUNTS)?;
-    for (name, buckets) in quorate_gateway::BUCKETS.iter().chain(quorate_endpoint::BUCKETS) {
+    for (name, buckets) in quorate_gateway::BUCKETS
+        .iter()
+        .chain(quorate_endpoint::BUCKETS)
+    {
         builder = builder.set_buckets_for_metric(Matcher::Full((*name).into()), buckets)?;
     }
-    let handle = builder.install_recorder().context("cannot install the metrics recorder")?;
+    let handle = builder
+        .install_recorder()
+        .context("cannot install the metrics recorder")?;
     quorate_gateway::describe();
     quorate_endpoint::describe_metrics();
     metrics::gauge!("quorate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

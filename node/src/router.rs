@@ -74,7 +74,9 @@ pub fn run(args: RouterArgs) -> anyhow::Result<()> {
     let start = match (args.bootstrap, args.join.is_empty()) {
         (true, _) => Start::Bootstrap,
         (false, false) => Start::Join(args.join),
-        (false, true) if !config.cluster.join.is_empty() => Start::Join(config.cluster.join.clone()),
+        (false, true) if !config.cluster.join.is_empty() => {
+            Start::Join(config.cluster.join.clone())
+        }
         (false, true) => Start::Resume,
     };
     let runtime = control_runtime()?;
@@ -136,7 +138,9 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     log::init(&log::LogConfig::default())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stop = stop_signal()?;
         work(stop).await

@@ -44,7 +44,13 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         .map(|url| Target::parse(url.trim()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| anyhow::anyhow!("--endpoints: {e}"))?;
-    let mut config = Config { node: NodeConfig { name: "serve".into(), ..Default::default() }, ..Default::default() };
+    let mut config = Config {
+        node: NodeConfig {
+            name: "serve".into(),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
     config.gateway.listen = vec![args.listen];
     config.gateway.workers = args.workers;
     config.control.listen = args.control;
@@ -54,10 +60,20 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     config.check()?;
     log::init(&config.log)?;
 
-    let mut resources = vec![resource("default", v1::resource::Spec::Pool(v1::PoolSpec::default()))];
+    let mut resources = vec![resource(
+        "default",
+        v1::resource::Spec::Pool(v1::PoolSpec::default()),
+    )];
     for (i, target) in endpoints.iter().enumerate() {
-        let spec = v1::EndpointSpec { pool: "default".into(), url: target.to_string(), ..Default::default() };
-        resources.push(resource(&format!("endpoint-{}", i + 1), v1::resource::Spec::Endpoint(spec)));
+        let spec = v1::EndpointSpec {
+            pool: "default".into(),
+            url: target.to_string(),
+            ..Default::default()
+        };
+        resources.push(resource(
+            &format!("endpoint-{}", i + 1),
+            v1::resource::Spec::Endpoint(spec),
+        ));
     }
     let runtime = control_runtime()?;
     runtime.block_on(async {
@@ -68,7 +84,10 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 fn resource(name: &str, spec: v1::resource::Spec) -> v1::Resource {
     v1::Resource {
-        metadata: Some(v1::Metadata { name: name.into(), ..Default::default() }),
+        metadata: Some(v1::Metadata {
+            name: name.into(),
+            ..Default::default()
+        }),
         spec: Some(spec),
     }
 }

@@ -89,7 +89,9 @@ pub fn routes(context: ControlContext) -> Routes {
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(quorate_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("quorate.v1.Resources")
         .with_service_name("quorate.v1.Endpoints")
         .with_service_name("quorate.v1.Cluster")
+        .with_service_name("grpc.health.v1.Health")
 }

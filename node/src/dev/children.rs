@@ -78,7 +78,11 @@ impl Child {
 pub fn none_has_ended(running: &mut [Child]) -> anyhow::Result<()> {
     for child in running {
         if let Some(status) = child.process.try_wait()? {
-            bail!("{} ended ({status}); its log ends with:\n{}", child.spec.name, child.end_of_log());
+            bail!(
+                "{} ended ({status}); its log ends with:\n{}",
+                child.spec.name,
+                child.end_of_log()
+            );
         }
     }
     Ok(())
@@ -101,7 +105,11 @@ pub async fn keep_running(running: &mut [Child]) -> anyhow::Result<()> {
                 Some(_) => {}
                 None => {
                     if let Some(status) = child.process.try_wait()? {
-                        println!("{} ended ({}), the others go on", child.spec.name, how(status));
+                        println!(
+                            "{} ended ({}), the others go on",
+                            child.spec.name,
+                            how(status)
+                        );
                         *died = Some(Instant::now());
                     }
                 }
@@ -122,14 +130,26 @@ fn how(status: ExitStatus) -> String {
 /// Asks all to stop, last started first, waits, and kills what does not.
 pub async fn stop_all(running: Vec<Child>) {
     for child in running.iter().rev() {
-        if let Some(pid) = child.process.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        if let Some(pid) = child
+            .process
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw)
+        {
             // It may have ended meanwhile.
             let _ = kill_process(pid, Signal::TERM);
         }
     }
     for mut child in running {
-        if tokio::time::timeout(STOP_WITHIN, child.process.wait()).await.is_err() {
-            println!("{} did not stop within {} s and is killed", child.spec.name, STOP_WITHIN.as_secs());
+        if tokio::time::timeout(STOP_WITHIN, child.process.wait())
+            .await
+            .is_err()
+        {
+            println!(
+                "{} did not stop within {} s and is killed",
+                child.spec.name,
+                STOP_WITHIN.as_secs()
+            );
             let _ = child.process.kill().await;
         }
     }
@@ -166,7 +186,9 @@ pub fn detach(data_dir: &Path, within: Duration) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(data_dir.join(PID_FILE));
     let log_path = data_dir.join("logs").join("dev.log");
     let log = std::fs::File::create(&log_path)?;
-    let args = std::env::args_os().skip(1).filter(|arg| arg != "--detach" && arg != "--fresh");
+    let args = std::env::args_os()
+        .skip(1)
+        .filter(|arg| arg != "--detach" && arg != "--fresh");
     let mut child = std::process::Command::new(std::env::current_exe()?)
         .args(args)
         .stdin(Stdio::null())
@@ -181,14 +203,21 @@ pub fn detach(data_dir: &Path, within: Duration) -> anyhow::Result<()> {
             // The pid file is written just before the ready line.
             std::thread::sleep(Duration::from_millis(50));
             print!("{}", output());
-            println!("process {} runs in the background; `quorate dev --stop` ends it", child.id());
+            println!(
+                "process {} runs in the background; `quorate dev --stop` ends it",
+                child.id()
+            );
             return Ok(());
         }
         if let Some(status) = child.try_wait()? {
             bail!("it ended ({status}):\n{}", output());
         }
         if Instant::now() > deadline {
-            bail!("not ready after {} s; see {}", within.as_secs(), log_path.display());
+            bail!(
+                "not ready after {} s; see {}",
+                within.as_secs(),
+                log_path.display()
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -200,7 +229,10 @@ pub fn detach(data_dir: &Path, within: Duration) -> anyhow::Result<()> {
 /// Nothing runs there, or it does not stop.
 pub fn stop_detached(data_dir: &Path) -> anyhow::Result<()> {
     let Some(pid) = running_pid(data_dir) else {
-        bail!("no `quorate dev` runs with the data directory {}", data_dir.display());
+        bail!(
+            "no `quorate dev` runs with the data directory {}",
+            data_dir.display()
+        );
     };
     let pid = Pid::from_raw(pid).context("bad process id")?;
     kill_process(pid, Signal::TERM)?;

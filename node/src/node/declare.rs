@@ -23,11 +23,17 @@ impl Declare for ThroughCluster {
         let mut refused = Vec::new();
         for op in ops {
             let op = match op {
-                DiscoveryOp::Put { resource, expected_version } => Op::Put(PutResource {
+                DiscoveryOp::Put {
+                    resource,
+                    expected_version,
+                } => Op::Put(PutResource {
                     resource: Some(*resource),
                     expected_version: Some(expected_version),
                 }),
-                DiscoveryOp::Delete { name, expected_version } => Op::Delete(DeleteResource {
+                DiscoveryOp::Delete {
+                    name,
+                    expected_version,
+                } => Op::Delete(DeleteResource {
                     kind: v1::Kind::Endpoint.into(),
                     name,
                     expected_version: Some(expected_version),
@@ -40,7 +46,11 @@ impl Declare for ThroughCluster {
                 Err(error) => return Err(DeclareError(error.to_string())),
             }
         }
-        if refused.is_empty() { Ok(()) } else { Err(DeclareError(refused.join("; "))) }
+        if refused.is_empty() {
+            Ok(())
+        } else {
+            Err(DeclareError(refused.join("; ")))
+        }
     }
 }
 
@@ -49,9 +59,22 @@ impl Declare for ThroughCluster {
 /// # Errors
 /// As [`Cluster::propose`].
 pub async fn put(cluster: &Cluster, resource: v1::Resource) -> Result<(), ProposeError> {
-    propose(cluster, Op::Put(PutResource { resource: Some(resource), expected_version: None })).await
+    propose(
+        cluster,
+        Op::Put(PutResource {
+            resource: Some(resource),
+            expected_version: None,
+        }),
+    )
+    .await
 }
 
 async fn propose(cluster: &Cluster, op: Op) -> Result<(), ProposeError> {
-    cluster.propose(Command { op: Some(op), ..Default::default() }).await.map(|_| ())
+    cluster
+        .propose(Command {
+            op: Some(op),
+            ..Default::default()
+        })
+        .await
+        .map(|_| ())
 }

@@ -2,8 +2,8 @@
 //! needs the id: until it is there, callers are told to try again.
 
 use quorate_endpoint::{LoadService, MESSAGE_LIMIT};
-use quorate_proto::peer::v1::load_exchange_server::{LoadExchange, LoadExchangeServer};
 use quorate_proto::peer::v1::LoadUpdate;
+use quorate_proto::peer::v1::load_exchange_server::{LoadExchange, LoadExchangeServer};
 use std::sync::{Arc, OnceLock};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};

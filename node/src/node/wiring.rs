@@ -20,7 +20,10 @@ pub fn declared(cluster: &Cluster) -> watch::Receiver<Declared> {
     let (sender, receiver) = watch::channel(list(cluster));
     let cluster = cluster.clone();
     tokio::spawn(async move {
-        let filter = WatchFilter { kinds: vec![Kind::Pool, Kind::Endpoint], name: None };
+        let filter = WatchFilter {
+            kinds: vec![Kind::Pool, Kind::Endpoint],
+            name: None,
+        };
         while let Ok(mut changes) = cluster.watch(filter.clone(), None) {
             // Ends when this reader was too slow or a snapshot came: then the whole state is read anew.
             while let Ok(change) = changes.next().await {
@@ -48,7 +51,10 @@ pub fn declared(cluster: &Cluster) -> watch::Receiver<Declared> {
 fn list(cluster: &Cluster) -> Declared {
     let view = cluster.view();
     let of = |kind| view.list(kind).map(|r| Resource::clone(r)).collect();
-    Declared { pools: of(Kind::Pool), endpoints: of(Kind::Endpoint) }
+    Declared {
+        pools: of(Kind::Pool),
+        endpoints: of(Kind::Endpoint),
+    }
 }
 
 /// The other nodes of the cluster.
@@ -63,7 +69,9 @@ pub fn peers(cluster: &Cluster) -> watch::Receiver<Vec<Peer>> {
                 node_id,
                 region: info.region.into(),
                 address: info.address.into(),
-                connect: Arc::new(move || from.peer_channel(node_id).unwrap_or_else(|| first.clone())),
+                connect: Arc::new(move || {
+                    from.peer_channel(node_id).unwrap_or_else(|| first.clone())
+                }),
             })
         });
         known.collect()
@@ -73,7 +81,10 @@ pub fn peers(cluster: &Cluster) -> watch::Receiver<Vec<Peer>> {
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(LOOK);
         let facts = |peers: &[Peer]| -> Vec<(u64, Arc<str>, Arc<str>)> {
-            peers.iter().map(|p| (p.node_id, Arc::clone(&p.region), Arc::clone(&p.address))).collect()
+            peers
+                .iter()
+                .map(|p| (p.node_id, Arc::clone(&p.region), Arc::clone(&p.address)))
+                .collect()
         };
         while !sender.is_closed() {
             tick.tick().await;
