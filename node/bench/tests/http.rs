@@ -1,3 +1,4 @@
+// long: one scenario for each behaviour of a client and of a server, all on the same small server.
 //! The HTTP load generator against real sockets: what it counts is what happened.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,3 +1,4 @@
+// long: one test for each rule of the state machine.
 //! The rules of the state machine, one by one. `model.rs` checks them together, against random histories.
 
 pub(crate) mod fixtures;

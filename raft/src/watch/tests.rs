@@ -1,3 +1,4 @@
+// long: one test for each promise of a watch, and the model of them all.
 use std::{collections::BTreeMap, task::Poll};
 
 use futures_util::{FutureExt as _, StreamExt as _};

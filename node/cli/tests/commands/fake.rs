@@ -1,3 +1,4 @@
+// long: one fake server with all three services of the control API.
 //! A control API server in memory, with failures on demand.
 
 use std::{

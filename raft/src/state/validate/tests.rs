@@ -1,3 +1,4 @@
+// long: tables of good and bad input, field by field.
 use proptest::prelude::*;
 use prost_types::Duration as ProtoDuration;
 use quorate_proto::v1::{

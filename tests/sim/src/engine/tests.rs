@@ -1,3 +1,4 @@
+// long: one test for each rule of the scheduler, on one set of small helpers.
 //! Properties of the engine over arbitrary interleavings, and its behaviour as a model of hardware.
 
 use super::latency::{FixedLatency, StepCosts};
