@@ -82,9 +82,12 @@ impl Supervisor {
         for (id, member) in membership.nodes().filter(|(id, _)| **id != me) {
             self.group.peers.learn(*id, member);
         }
-        self.group
-            .peers
-            .retain(|id| membership.get_node(&id).is_some());
+        // Before the first log entry is read the membership is empty; what was learned from disk stays until then.
+        if membership.nodes().next().is_some() {
+            self.group
+                .peers
+                .retain(|id| membership.get_node(&id).is_some());
+        }
         self.check_running();
     }
 

@@ -21,6 +21,8 @@ use crate::options::Timing;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes under way at a time.
 const HANDSHAKES: usize = 128;
+/// What connections get to end by themselves when the node stops.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// HTTP/2 flow-control windows: a bulk stream must not starve its neighbours on the same connection.
 pub(super) const STREAM_WINDOW: u32 = 8 << 20;
 pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -42,8 +44,12 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(timing.keepalive()))
         .http2_keepalive_timeout(Some(timing.keepalive()))
         .add_routes(routes)
-        // Open replication streams never end by themselves: no graceful wait, dropping the future closes the connections.
-        .serve_with_incoming(ReceiverStream::new(incoming));
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled());
+    let ended = async {
+        stop.cancelled().await;
+        // Consensus has stopped, so its streams end; a stream of another service must not hold the node up.
+        tokio::time::sleep(GOODBYE).await;
+    };
     tokio::select! {
         () = accept => {}
         result = served => {
@@ -51,7 +57,7 @@ pub(crate) async fn serve(
                 tracing::error!(%error, "the peer listener ended");
             }
         }
-        () = stop.cancelled() => {}
+        () = ended => {}
     }
 }
 
