@@ -231,7 +231,7 @@ async fn cluster(args: DevArgs) -> anyhow::Result<()> {
 async fn serve(
     args: &DevArgs,
     routers: &[Router],
-    running: &mut Vec<Child>,
+    running: &mut [Child],
     started: Instant,
 ) -> anyhow::Result<()> {
     let deadline = started + READY_WITHIN;

@@ -46,7 +46,7 @@ enum Command {
     /// Run one router in front of running engines, with nothing to configure and nothing kept on disk.
     Serve(serve::ServeArgs),
     /// Run simulated model servers.
-    Sim(quorate_sim::SimArgs),
+    Sim(Box<quorate_sim::SimArgs>),
     /// Measure a gateway or a control API.
     Bench(bench::BenchArgs),
     #[command(flatten)]
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Router(args) => router::run(args),
         Command::Serve(args) => serve::run(args),
-        Command::Sim(args) => router::with_signals(|stop| quorate_sim::run(args, stop)),
+        Command::Sim(args) => router::with_signals(|stop| quorate_sim::run(*args, stop)),
         Command::Bench(args) => bench::run(args),
         Command::Client(command) => {
             return quorate_cli::run(command, Cli::command);
