@@ -121,14 +121,9 @@ fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayB
         return Some(Refusal::MethodNotAllowed("GET, HEAD").response(Api::Native));
     }
     Some(match (path, model) {
-        ("/health", _) => state(
-            core.draining.is_cancelled(),
-            "draining",
-            "ok",
-            &core.shared.node(),
-        ),
+        ("/health", _) => state(core.is_draining(), "draining", "ok", &core.shared.node()),
         ("/ready", _) => {
-            let waiting = if core.draining.is_cancelled() {
+            let waiting = if core.is_draining() {
                 Some("draining")
             } else if !core.shared.is_ready() {
                 Some("starting")

@@ -201,9 +201,9 @@ impl UpstreamBody {
     }
 
     /// To be called once before the body is handed on: an answer without a body is over already, and nobody will poll it.
-    pub fn begin(&mut self, cx: &mut Context<'_>) {
+    pub fn begin(&mut self) {
         if self.first.is_none() && self.source.body().is_end_stream() {
-            self.complete(cx);
+            self.complete();
         }
     }
 
@@ -247,12 +247,12 @@ impl UpstreamBody {
                 }
                 // Whoever writes a body of known length does not ask for more after the last byte.
                 if self.source.body().is_end_stream() {
-                    self.complete(cx);
+                    self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
-                self.complete(cx);
+                self.complete();
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
@@ -308,9 +308,9 @@ impl UpstreamBody {
     }
 
     /// The answer is whole.
-    fn complete(&mut self, cx: &mut Context<'_>) {
+    fn complete(&mut self) {
         self.over = true;
-        self.source.release(cx);
+        self.source.release();
         if let Some(reservation) = self.reservation.take()
             && !is_unavailable(self.status)
         {

@@ -65,13 +65,13 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                 if last.is_some() {
                     core.budget.refund();
                 }
-                return conclude(worker, call, last, refusal).await;
+                return conclude(worker, call, last, refusal);
             }
         };
         if let Some(Last::Answer(mut answer, _)) = last.take() {
             poll_fn(|cx| {
                 if answer.source.read_out(cx) {
-                    answer.source.release(cx);
+                    answer.source.release();
                 }
                 Poll::Ready(())
             })
@@ -99,7 +99,7 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                 last = Some(Last::Answer(Box::new(answer), picked.reservation));
                 (false, "status")
             }
-            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation).await),
+            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
             Err(failed) => {
                 if let Some(failure) = failed.failure() {
                     fail(&picked.reservation, failure);
@@ -119,17 +119,17 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                         )
                     }
                     Failed::FirstByte | Failed::Total => {
-                        return conclude(worker, call, last, Refusal::TotalTimeout).await;
+                        return conclude(worker, call, last, Refusal::TotalTimeout);
                     }
                 }
             }
         };
         if attempts >= core.config.retry.max_attempts {
-            return conclude(worker, call, last, Refusal::Connect).await;
+            return conclude(worker, call, last, Refusal::Connect);
         }
         if !core.budget.withdraw(now_ms()) {
             core.metrics.retries_denied.increment(1);
-            return conclude(worker, call, last, Refusal::Connect).await;
+            return conclude(worker, call, last, Refusal::Connect);
         }
         if retry_same {
             tokio::time::sleep(SAME_ENDPOINT_WAIT * (1 << (attempts - 1).min(5))).await;
@@ -175,7 +175,7 @@ fn pick(worker: &Worker, call: &Call, tried: &Tried) -> Result<Picked, Refusal> 
 }
 
 /// Nothing more is tried: the client gets the last thing that happened, or `refusal` if nothing did.
-async fn conclude(
+fn conclude(
     worker: &Worker,
     call: Call,
     last: Option<Last>,
@@ -183,7 +183,7 @@ async fn conclude(
 ) -> Result<Response<GatewayBody>, Refusal> {
     let refusal = match last {
         Some(Last::Answer(answer, reservation)) => {
-            return Ok(respond(worker, call, *answer, reservation).await);
+            return Ok(respond(worker, call, *answer, reservation));
         }
         Some(Last::Failed(Failed::Connect)) => Refusal::Connect,
         Some(Last::Failed(Failed::Reset)) => Refusal::Reset,
@@ -203,7 +203,7 @@ async fn conclude(
 }
 
 /// Passes an answer on.
-async fn respond(
+fn respond(
     worker: &Worker,
     call: Call,
     answer: Answer,
@@ -238,11 +238,7 @@ async fn respond(
         reservation,
         observation,
     );
-    poll_fn(|cx| {
-        body.begin(cx);
-        Poll::Ready(())
-    })
-    .await;
+    body.begin();
     let mut response = Response::new(GatewayBody::upstream(body));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

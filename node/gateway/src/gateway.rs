@@ -1,11 +1,9 @@
 //! Starting and stopping: one thread that accepts, worker threads that serve.
 
-use crate::budget::RetryBudget;
 use crate::config::{ConfigError, GatewayConfig};
 use crate::listen::{Accepted, Listener, WorkerDoor, accept, bind, watch_certificate};
-use crate::metrics::Metrics;
 use crate::serve::serve;
-use crate::tls::{Certificate, TlsError, UpstreamTls};
+use crate::tls::{Certificate, TlsError};
 use crate::worker::{Core, GatewayShared, Worker};
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +13,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 /// How often idle upstream connections are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -78,15 +75,7 @@ impl Gateway {
             }
             certificate = Some(loaded);
         }
-        let core = Arc::new(Core {
-            metrics: Arc::new(Metrics::new()),
-            budget: RetryBudget::new(&config.retry, quorate_routing::now_ms()),
-            upstream_tls: UpstreamTls::new(&config.upstream)?,
-            draining: CancellationToken::new(),
-            stopped: CancellationToken::new(),
-            shared,
-            config,
-        });
+        let core = Core::new(config, shared)?;
         // Made before the threads: if one cannot start, this ends those that did.
         let mut handle = GatewayHandle {
             core: Arc::clone(&core),
@@ -212,7 +201,7 @@ impl GatewayHandle {
     /// closed. Idle connections are closed at once, HTTP/1.1 answers say `connection: close`, HTTP/2 clients get GOAWAY. What
     /// still runs after `deadline` is cut off; returns how many requests that were.
     pub async fn drain(&self, deadline: Duration) -> usize {
-        self.core.draining.cancel();
+        self.core.drain();
         let end = crate::deadline::after(Instant::now(), deadline);
         while self.connections() > 0 && Instant::now() < end {
             tokio::time::sleep(DRAIN_LOOK).await;
@@ -248,7 +237,7 @@ impl GatewayHandle {
 
 impl Drop for GatewayHandle {
     fn drop(&mut self) {
-        self.core.draining.cancel();
+        self.core.drain();
         self.core.stopped.cancel();
         for thread in self.threads.drain(..) {
             let _ = thread.join();

@@ -119,20 +119,20 @@ where
             .into_owned()
     };
     // Asked again for each attempt; here it tells whether the model's name may become a label.
-    let model = {
-        let view = core.shared.view().load();
-        if !info.model.is_empty() && view.route(&info.model).is_none() && api != Api::Native {
-            return Err(if view.pools().is_empty() {
-                Refusal::NoPools
-            } else {
-                Refusal::ModelNotFound(info.model.into_owned())
-            });
-        }
-        if info.model.is_empty() || view.route(&info.model).is_none() {
-            Arc::clone(core.metrics.other())
+    let view = core.shared.view().load();
+    let served = !info.model.is_empty() && view.route(&info.model).is_some();
+    if !served && api != Api::Native {
+        return Err(if view.pools().is_empty() {
+            Refusal::NoPools
         } else {
-            core.metrics.model(&info.model)
-        }
+            Refusal::ModelNotFound(info.model.into_owned())
+        });
+    }
+    drop(view);
+    let model = if served {
+        core.metrics.model(&info.model)
+    } else {
+        Arc::clone(core.metrics.other())
     };
     let access = access_entry(worker, &parts, &client);
     let observation = Observation::begin(&core.metrics, model, started, body.len(), access);

@@ -36,16 +36,14 @@ const WRITE_BUFFER: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. A gateway that is stopped, not drained, drops this with its runtime.
 pub(crate) async fn serve(
     worker: Arc<Worker>,
     stream: std::net::TcpStream,
     peer: SocketAddr,
     tls: Option<Arc<ServerConfig>>,
 ) {
-    let stopped = worker.core.stopped.clone();
-    let served = pin!(serve_socket(&worker, stream, peer, tls));
-    if let Some(Err(error)) = stopped.run_until_cancelled(served).await {
+    if let Err(error) = serve_socket(&worker, stream, peer, tls).await {
         tracing::debug!(%peer, %error, "connection failed");
     }
 }
@@ -116,8 +114,11 @@ fn http1_builder(config: &GatewayConfig) -> http1::Builder {
     builder
         .header_read_timeout(None)
         .max_buf_size(config.max_header_bytes.max(WRITE_BUFFER))
-        .max_header_size(config.max_header_bytes)
-        .max_headers(config.max_headers);
+        .max_header_size(config.max_header_bytes);
+    // hyper keeps its default on the stack and clears a heap block for any other number.
+    if config.max_headers != 100 {
+        builder.max_headers(config.max_headers);
+    }
     builder
 }
 
@@ -224,7 +225,7 @@ async fn run(
     poll_fn(|cx| {
         // The waker is left with the token once; after that its flag tells.
         let mut finish = false;
-        if !finishing && (!listening || worker.core.draining.is_cancelled()) {
+        if !finishing && (!listening || worker.core.is_draining()) {
             listening = true;
             finish = draining.as_mut().poll(cx).is_ready();
         }

@@ -81,7 +81,7 @@ pub(crate) async fn send(
     let entry = upstreams.entry(endpoint);
     let begun = Instant::now();
     let mut deadline = Deadline::default();
-    let mut open = poll_fn(|cx| Poll::Ready(entry.take(cx))).await;
+    let mut open = entry.take();
     loop {
         let reused = open.is_some();
         let channel = match open.take() {

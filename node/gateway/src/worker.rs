@@ -3,12 +3,15 @@
 use crate::budget::RetryBudget;
 use crate::config::GatewayConfig;
 use crate::metrics::Metrics;
-use crate::tls::UpstreamTls;
+use crate::tls::{TlsError, UpstreamTls};
 use crate::upstream::Upstreams;
 use arc_swap::ArcSwap;
-use quorate_routing::{Scheduler, SharedView};
+use quorate_routing::{Scheduler, SharedView, now_ms};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use tokio_util::sync::CancellationToken;
 
 /// What the node gives to its gateway and may change while it runs.
@@ -73,10 +76,41 @@ pub(crate) struct Core {
     pub metrics: Arc<Metrics>,
     pub budget: RetryBudget,
     pub upstream_tls: UpstreamTls,
-    /// No new connections; those that are open finish their requests.
+    /// No new connections; those that are open finish their requests. Wakes them once; [`Core::is_draining`] tells after that.
     pub draining: CancellationToken,
+    drain_begun: AtomicBool,
     /// Everything ends now.
     pub stopped: CancellationToken,
+}
+
+impl Core {
+    /// What the workers share.
+    ///
+    /// # Errors
+    /// [`TlsError`] if the authorities that the configuration names cannot be used.
+    pub fn new(config: GatewayConfig, shared: Arc<GatewayShared>) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self {
+            metrics: Arc::new(Metrics::new()),
+            budget: RetryBudget::new(&config.retry, now_ms()),
+            upstream_tls: UpstreamTls::new(&config.upstream)?,
+            draining: CancellationToken::new(),
+            drain_begun: AtomicBool::new(false),
+            stopped: CancellationToken::new(),
+            shared,
+            config,
+        }))
+    }
+
+    /// Begins the drain.
+    pub fn drain(&self) {
+        self.drain_begun.store(true, Release);
+        self.draining.cancel();
+    }
+
+    /// Whether the drain has begun; unlike the token's own, this look takes no lock.
+    pub fn is_draining(&self) -> bool {
+        self.drain_begun.load(Acquire)
+    }
 }
 
 /// One worker thread's own.

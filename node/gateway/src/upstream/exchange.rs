@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::transport::Transport;
@@ -22,9 +22,8 @@ pub(super) type RequestBody = Full<Bytes>;
 /// An HTTP/1.1 connection and the means to send on it. It only moves while somebody polls it.
 pub(crate) struct Link {
     sender: http1::SendRequest<RequestBody>,
-    connection: http1::Connection<TokioIo<Transport>, RequestBody>,
-    /// The connection has ended and must not be polled again.
-    over: bool,
+    /// `None` once it has ended: what still waits for it then learns so.
+    connection: Option<http1::Connection<TokioIo<Transport>, RequestBody>>,
     /// When it was last given back to the pool.
     pub idle_since: Instant,
 }
@@ -35,34 +34,38 @@ impl Link {
     /// # Errors
     /// What hyper says; the handshake does no I/O.
     pub async fn new(transport: Transport) -> Result<Box<Self>, hyper::Error> {
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(256)
-            .handshake(TokioIo::new(transport))
-            .await?;
+        // No `max_headers`: hyper keeps its default of 100 on the stack and clears a heap block for any other.
+        let (sender, connection) = http1::handshake(TokioIo::new(transport)).await?;
         Ok(Box::new(Self {
             sender,
-            connection,
-            over: false,
+            connection: Some(connection),
             idle_since: Instant::now(),
         }))
     }
 
     /// Moves bytes.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.over && Pin::new(&mut self.connection).poll(cx).is_ready() {
-            self.over = true;
-        }
+        drive(&mut self.connection, cx);
     }
 
-    /// Whether another request can be sent, after a look at whether the endpoint has closed it.
-    pub fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.drive(cx);
+    /// Whether another request can be sent, after a look at whether the endpoint has closed it. Nobody is woken for what happens
+    /// on an idle connection.
+    pub fn is_reusable(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
         self.is_ready()
     }
 
     /// The same without a look at the socket.
     fn is_ready(&self) -> bool {
-        !self.over && self.sender.is_ready()
+        self.connection.is_some() && self.sender.is_ready()
+    }
+}
+
+fn drive<C: Future + Unpin>(connection: &mut Option<C>, cx: &mut Context<'_>) {
+    if let Some(open) = connection
+        && Pin::new(open).poll(cx).is_ready()
+    {
+        *connection = None;
     }
 }
 
@@ -93,10 +96,11 @@ pub(super) async fn send(
         Channel::Http1(mut link) => {
             let mut answer = pin!(link.sender.send_request(request));
             let head = poll_fn(|cx| {
-                if !link.over && Pin::new(&mut link.connection).poll(cx).is_ready() {
-                    link.over = true;
-                }
-                answer.as_mut().poll(cx)
+                drive(&mut link.connection, cx);
+                // Only the line above can bring the answer. A waker here would wake this task out of its own poll.
+                answer
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()))
             });
             (head.await?, Some(link))
         }
@@ -130,20 +134,23 @@ impl Source {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        match &mut self.link {
-            Some(link) if polled.is_pending() => {
-                link.drive(cx);
-                Pin::new(&mut self.body).poll_frame(cx)
-            }
-            _ => polled,
+        let Some(link) = &mut self.link else {
+            return Pin::new(&mut self.body).poll_frame(cx);
+        };
+        // Only driving the connection brings more: see `send`.
+        let mut nobody = Context::from_waker(Waker::noop());
+        let polled = Pin::new(&mut self.body).poll_frame(&mut nobody);
+        if polled.is_ready() {
+            return polled;
         }
+        link.drive(cx);
+        Pin::new(&mut self.body).poll_frame(&mut nobody)
     }
 
     /// After the end: gives the connection back to the pool if it can be used again.
-    pub fn release(&mut self, cx: &mut Context<'_>) {
+    pub fn release(&mut self) {
         if let Some(mut link) = self.link.take()
-            && (link.is_ready() || link.is_reusable(cx))
+            && (link.is_ready() || link.is_reusable())
         {
             self.entry.give_back(link);
         }

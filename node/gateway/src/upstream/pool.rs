@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use quorate_routing::{Endpoint, RoutingView};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 /// All endpoints that the worker has talked to. The locks are only ever taken on the worker's own thread.
@@ -107,8 +106,8 @@ impl Entry {
         &self.endpoint
     }
 
-    /// An open connection: the shared one, or the most recently used idle one. Must be called from the task that will use it.
-    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Channel> {
+    /// An open connection: the shared one, or the most recently used idle one.
+    pub(super) fn take(&self) -> Option<Channel> {
         if self.endpoint.spec().h2c {
             let shared = self.http2.lock();
             return shared
@@ -119,7 +118,7 @@ impl Entry {
         }
         loop {
             let mut link = self.idle.lock().pop()?;
-            if link.idle_since.elapsed() < self.idle_timeout && link.is_reusable(cx) {
+            if link.idle_since.elapsed() < self.idle_timeout && link.is_reusable() {
                 return Some(Channel::Http1(link));
             }
         }
@@ -147,10 +146,8 @@ impl Entry {
     }
 
     fn sweep(&self) {
-        // Nobody waits for these: the look must not replace the waker by one that matters.
-        let mut cx = Context::from_waker(Waker::noop());
-        self.idle.lock().retain_mut(|link| {
-            link.idle_since.elapsed() < self.idle_timeout && link.is_reusable(&mut cx)
-        });
+        self.idle
+            .lock()
+            .retain_mut(|link| link.idle_since.elapsed() < self.idle_timeout && link.is_reusable());
     }
 }
