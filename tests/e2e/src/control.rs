@@ -1,12 +1,18 @@
 //! The gRPC control API of one router.
 
 use anyhow::Context;
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::endpoints_client::EndpointsClient;
 use quorate_proto::v1::resources_client::ResourcesClient;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -41,6 +47,40 @@ pub fn endpoint(name: &str, pool: &str, address: SocketAddr) -> v1::Resource {
         ..Default::default()
     };
     resource(name, v1::resource::Spec::Endpoint(spec))
+}
+
+/// One gRPC call with a request body of any bytes: the status code as text, and the body of the answer.
+///
+/// # Errors
+/// No answer, or one without a status.
+pub async fn raw_call(
+    address: SocketAddr,
+    path: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<(String, Bytes)> {
+    let stream = TokioIo::new(TcpStream::connect(address).await?);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+    let driver = tokio::spawn(connection);
+    let request = Request::post(format!("http://{address}{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::new(Bytes::from(body)))?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let head = response.headers().get("grpc-status").cloned();
+        let body = response.into_body().collect().await?;
+        let status = head.or(body.trailers().and_then(|t| t.get("grpc-status").cloned()));
+        let status = status.context("no grpc-status")?;
+        anyhow::Ok((
+            String::from_utf8_lossy(status.as_bytes()).into_owned(),
+            body.to_bytes(),
+        ))
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(10), answer)
+        .await
+        .context("no answer")?;
+    driver.abort();
+    answer
 }
 
 fn resource(name: &str, spec: v1::resource::Spec) -> v1::Resource {

@@ -1,6 +1,7 @@
 //! A cluster and its model servers.
 
-use crate::control::{Control, endpoint, pool, setting};
+use crate::builder::FleetBuilder;
+use crate::control::{Control, endpoint, setting};
 use crate::load::LoadSpec;
 use crate::router::{Launch, Router};
 use crate::sim::Sim;
@@ -20,17 +21,6 @@ pub const MODEL: &str = "echo-model";
 /// First host number of the model servers.
 const FIRST_SIM: usize = 101;
 
-/// What to build.
-#[derive(Clone, Debug)]
-pub struct FleetBuilder {
-    routers: usize,
-    sims: usize,
-    sim_args: Vec<String>,
-    gateway: String,
-    extra: String,
-    pool: v1::Resource,
-}
-
 /// Routers and model servers that run, and are ended when this is dropped.
 #[derive(Debug)]
 pub struct Fleet {
@@ -38,98 +28,14 @@ pub struct Fleet {
     pub routers: Vec<Router>,
     /// The model servers.
     pub sims: Vec<Sim>,
-    builder: FleetBuilder,
+    pub(crate) builder: FleetBuilder,
     subnet: Subnet,
     dir: TempDir,
     finished: bool,
 }
 
-impl FleetBuilder {
-    /// Model servers answer at once; these arguments of `quorate sim` change that.
-    #[must_use]
-    pub fn sim_args(mut self, args: &[&str]) -> Self {
-        self.sim_args = args.iter().map(ToString::to_string).collect();
-        self
-    }
-
-    /// Lines for the `[gateway]` section.
-    #[must_use]
-    pub fn gateway(mut self, lines: &str) -> Self {
-        self.gateway = lines.to_owned();
-        self
-    }
-
-    /// Lines for the end of the configuration; `{name}` stands for the router's name.
-    #[must_use]
-    pub fn config(mut self, lines: &str) -> Self {
-        self.extra = lines.to_owned();
-        self
-    }
-
-    /// The pool's rules.
-    #[must_use]
-    pub fn pool(mut self, spec: v1::PoolSpec) -> Self {
-        self.pool.spec = Some(v1::resource::Spec::Pool(spec));
-        self
-    }
-
-    /// Leaves the routers to the caller: see [`Fleet::prepare_router`].
-    ///
-    /// # Errors
-    /// No loopback network or no temporary directory is to be had.
-    pub fn prepare(self) -> anyhow::Result<Fleet> {
-        let routers = self.routers;
-        let mut fleet = Fleet::empty(self)?;
-        for _ in 0..routers {
-            fleet.prepare_router()?;
-        }
-        Ok(fleet)
-    }
-
-    /// Starts everything and waits until every router would use every model server (if there are both).
-    ///
-    /// # Errors
-    /// Something does not come up.
-    pub async fn start(self) -> anyhow::Result<Fleet> {
-        let (routers, sims) = (self.routers, self.sims);
-        let mut fleet = Fleet::empty(self)?;
-        for _ in 0..sims {
-            fleet.add_sim().await?;
-        }
-        for _ in 0..routers {
-            fleet.add_router().await?;
-        }
-        if sims > 0 && routers > 0 {
-            let control = fleet.control(0)?;
-            control
-                .apply(fleet.builder.pool.clone(), "", None)
-                .await
-                .context("declaring the pool")?;
-            for sim in 0..sims {
-                fleet.declare(sim).await?;
-            }
-            for sim in 0..sims {
-                fleet.used(sim).await?;
-            }
-        }
-        Ok(fleet)
-    }
-}
-
 impl Fleet {
-    /// A fleet of so many routers and model servers.
-    pub fn of(routers: usize, sims: usize) -> FleetBuilder {
-        FleetBuilder {
-            routers,
-            sims,
-            sim_args: Vec::new(),
-            gateway: String::new(),
-            extra: String::new(),
-            pool: pool(POOL),
-        }
-    }
-
-    fn empty(builder: FleetBuilder) -> anyhow::Result<Self> {
+    pub(crate) fn empty(builder: FleetBuilder) -> anyhow::Result<Self> {
         Ok(Self {
             routers: Vec::new(),
             sims: Vec::new(),

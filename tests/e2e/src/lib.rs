@@ -10,6 +10,7 @@
 //! The tests are in `tests/all/`, one file a theme. The binary is `$QUORATE_BIN`, else the newest of `target/release/quorate` and
 //! `target/debug/quorate`.
 
+mod builder;
 pub mod cli;
 mod control;
 mod fleet;
@@ -23,8 +24,9 @@ mod tiny_disk;
 mod wait;
 mod writer;
 
-pub use control::{Control, endpoint, pool, setting};
-pub use fleet::{Fleet, FleetBuilder};
+pub use builder::FleetBuilder;
+pub use control::{Control, endpoint, pool, raw_call, setting};
+pub use fleet::Fleet;
 pub use load::{Counts, Load, LoadReport, LoadSpec};
 pub use process::{Process, Start, binary, command_exists};
 pub use router::{Launch, Router};

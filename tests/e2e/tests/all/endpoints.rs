@@ -327,6 +327,77 @@ async fn all_engines_are_gone() -> anyhow::Result<()> {
     fleet.finish().await
 }
 
+/// Every router knows what the others have in flight; the counts of a dead one vanish, and its endpoints get another owner.
+#[tokio::test]
+async fn load_and_ownership_are_shared() -> anyhow::Result<()> {
+    let mut fleet = Fleet::of(3, 3)
+        .sim_args(&["--itl", "20ms", "--mode", "random"])
+        .start()
+        .await?;
+    let names: Vec<String> = fleet.sims.iter().map(|sim| sim.name.clone()).collect();
+    let total = async |fleet: &Fleet, router: usize| {
+        let mut sum = 0;
+        for name in &names {
+            sum += fleet.control(router)?.describe(name).await?.total_in_flight;
+        }
+        anyhow::Ok(sum)
+    };
+    let mut streams = Vec::new();
+    for router in [0, 0, 0, 1, 1, 2] {
+        let mut client = Client::connect(fleet.routers[router].gateway()).await?;
+        let mut events = client
+            .stream(
+                "/v1/chat/completions",
+                &chat("echo-model", "long", 3000, true),
+            )
+            .await?;
+        events.next().await?.context("an empty stream")?;
+        streams.push((client, events));
+    }
+    for router in 0..3 {
+        until("six requests to be known everywhere", SOON, async || {
+            let sum = total(&fleet, router).await?;
+            ensure!(sum == 6, "router {router} says {sum}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    // A client leaves, then a router dies.
+    streams.pop();
+    let died = fleet.control(1)?.node_id("router-1").await?;
+    fleet.routers[0].kill().await?;
+    for router in [1, 2] {
+        until("two requests to be left", SOON, async || {
+            let sum = total(&fleet, router).await?;
+            ensure!(sum == 2, "router {router} says {sum}");
+            anyhow::Ok(())
+        })
+        .await?;
+        until("every endpoint to have a living owner", SOON, async || {
+            for name in &names {
+                let status = fleet.control(router)?.describe(name).await?;
+                let owner = status.owner_node_id;
+                ensure!(
+                    owner != 0 && owner != died && status.state() == State::Ready,
+                    "{name}: {status:?}"
+                );
+            }
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    drop(streams);
+    for router in [1, 2] {
+        until("nothing to be left", SOON, async || {
+            let sum = total(&fleet, router).await?;
+            ensure!(sum == 0, "router {router} says {sum}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    fleet.finish().await
+}
+
 fn prost_duration(d: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: d.as_secs() as i64,

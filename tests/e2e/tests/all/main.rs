@@ -2,7 +2,9 @@
 
 mod clients;
 mod command_line;
+mod control_api;
 mod dev;
+mod discovery;
 mod endpoints;
 mod failover;
 mod malformed_control;
@@ -13,4 +15,3 @@ mod restart;
 mod serve;
 mod storage;
 mod tls;
-mod writes;

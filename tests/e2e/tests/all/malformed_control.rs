@@ -1,15 +1,8 @@
 //! Nonsense for the control API, in manifests and in the configuration: a clear error each, nothing changed.
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use quorate_proto::v1;
-use quorate_tests::{Fleet, cli, endpoint, setting};
-use std::net::SocketAddr;
-use std::time::Duration;
-use tokio::net::TcpStream;
+use quorate_tests::{Fleet, cli, endpoint, raw_call, setting};
 use tonic::Code;
 
 #[tokio::test]
@@ -55,34 +48,6 @@ async fn malformed_manifests() -> anyhow::Result<()> {
         .await?
         .fails(3, &["/nowhere/at/all.yaml"])?;
     fleet.finish().await
-}
-
-/// One gRPC call with a body of any bytes; gives the status code as text.
-async fn grpc(address: SocketAddr, path: &str, body: Vec<u8>) -> anyhow::Result<String> {
-    let stream = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
-    let driver = tokio::spawn(connection);
-    let request = Request::post(format!("http://{address}{path}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::new(Bytes::from(body)))?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        let head = response.headers().get("grpc-status").cloned();
-        let trailers = response
-            .into_body()
-            .collect()
-            .await?
-            .trailers()
-            .and_then(|t| t.get("grpc-status").cloned());
-        anyhow::Ok(head.or(trailers))
-    };
-    let status = tokio::time::timeout(Duration::from_secs(10), answer)
-        .await
-        .context("no answer")??;
-    driver.abort();
-    Ok(String::from_utf8_lossy(status.context("no grpc-status")?.as_bytes()).into_owned())
 }
 
 #[tokio::test]
@@ -139,7 +104,7 @@ async fn malformed_grpc() -> anyhow::Result<()> {
             unimplemented,
         ),
     ] {
-        let status = grpc(address, path, body)
+        let (status, _) = raw_call(address, path, body)
             .await
             .with_context(|| what.to_owned())?;
         ensure!(

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use quorate_proto::v1::{Consistency, Role};
-use quorate_tests::{Fleet, Load, Writer, until};
+use quorate_tests::{Fleet, Launch, Load, Router, Writer, until};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -187,6 +187,29 @@ async fn impossible_changes_are_refused() -> anyhow::Result<()> {
             "removing node {id}: {status}"
         );
     }
+    // A node with other timers would call elections at the wrong time.
+    let host = fleet.subnet().host(50);
+    let join = Launch::Join(fleet.routers[0].peer());
+    let mut hasty = Router::new(
+        fleet.dir(),
+        "hasty",
+        host,
+        join,
+        "",
+        "[cluster]\ntiming = \"wan\"\n",
+    )?;
+    let (code, said) = hasty.refuses().await?;
+    ensure!(
+        code != 0 && said.contains("wan") && said.contains("lan"),
+        "exit code {code}:\n{said}"
+    );
+    // Nor does a directory without a node start by itself.
+    let mut empty = Router::new(fleet.dir(), "empty", host, Launch::Resume, "", "")?;
+    let (code, said) = empty.refuses().await?;
+    ensure!(
+        code != 0 && said.contains("bootstrap"),
+        "exit code {code}:\n{said}"
+    );
     voters_are(&fleet, &all, &["router-1", "router-2", "router-3"]).await?;
     fleet.finish().await
 }

@@ -1,9 +1,9 @@
-//! What a write promises: once, at the version that was expected, or not at all.
+//! What the control API promises: a write applies once, at the version that was expected, or not at all; reads are as fresh as asked for.
 
 use anyhow::{Context, ensure};
 use futures_util::future::join_all;
 use quorate_proto::v1::{ApplyOutcome, ApplyRequest, Consistency, Kind};
-use quorate_tests::{Fleet, setting};
+use quorate_tests::{Fleet, raw_call, setting};
 use std::collections::BTreeSet;
 use tonic::Code;
 
@@ -211,5 +211,36 @@ async fn reads_are_as_fresh_as_asked_for() -> anyhow::Result<()> {
         .context("no stamp")?;
     let age = stamp.age.context("a stale read without its age")?;
     ensure!(age.seconds < 5, "{age:?} old, although all is well");
+    fleet.finish().await
+}
+
+/// Generic tools find their way: health checks and reflection.
+#[tokio::test]
+async fn health_and_reflection() -> anyhow::Result<()> {
+    let fleet = Fleet::of(1, 0).start().await?;
+    let address = fleet.routers[0].control();
+    let (status, body) =
+        raw_call(address, "/grpc.health.v1.Health/Check", vec![0, 0, 0, 0, 0]).await?;
+    // Field 1 (status) is 1 (SERVING).
+    ensure!(
+        status == "0" && body.ends_with(&[0x08, 0x01]),
+        "grpc-status {status}, {body:?}"
+    );
+    // Field 7 (list_services) with an empty text.
+    let request = vec![0, 0, 0, 0, 2, 0x3a, 0];
+    let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let (status, body) = raw_call(address, path, request).await?;
+    let services = String::from_utf8_lossy(&body);
+    for service in [
+        "quorate.v1.Resources",
+        "quorate.v1.Endpoints",
+        "quorate.v1.Cluster",
+        "grpc.health.v1.Health",
+    ] {
+        ensure!(
+            services.contains(service),
+            "{service} is not listed: grpc-status {status}, {services:?}"
+        );
+    }
     fleet.finish().await
 }
