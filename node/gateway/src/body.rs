@@ -6,6 +6,7 @@
 //! `[DONE]`. Everything else is broken off: the chunked body ends without its last chunk (HTTP/1.1), the stream is reset
 //! (HTTP/2).
 
+use crate::call::Call;
 use crate::client::{Client, InFlight};
 use crate::deadline::{Deadline, after};
 use crate::error::error_event;
@@ -18,7 +19,7 @@ use crate::watched::Watched;
 use crate::worker::Core;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
 use quorate_routing::{Api, Failure, Reservation, now_ms};
 use std::pin::Pin;
@@ -162,26 +163,23 @@ pub(crate) struct UpstreamBody {
 }
 
 impl UpstreamBody {
-    /// The body that follows `status` and `headers`.
-    #[allow(clippy::too_many_arguments)]
+    /// The body that follows `head`.
     pub fn new(
         core: &Core,
-        api: Api,
-        status: StatusCode,
-        headers: &HeaderMap,
+        call: Call,
+        head: &response::Parts,
         source: Source,
         first: Option<Frame<Bytes>>,
         deadline: Deadline,
-        total_at: Option<Instant>,
         reservation: Reservation,
-        mut observation: Observation,
     ) -> Self {
-        let inspect = inspect(headers);
+        let mut observation = call.observation;
+        let inspect = inspect(&head.headers);
         if matches!(inspect, Inspect::Events(_)) {
             observation.set_streaming();
         }
         let now = Instant::now();
-        Self {
+        let mut this = Self {
             source,
             first,
             over: false,
@@ -189,22 +187,20 @@ impl UpstreamBody {
             reservation: Some(reservation),
             observation: Some(observation),
             inspect,
-            api,
-            status,
-            known_length: headers.contains_key(CONTENT_LENGTH),
+            api: call.info.api,
+            status: head.status,
+            known_length: head.headers.contains_key(CONTENT_LENGTH),
             deadline,
             idle: core.config.stream_idle_timeout.0,
-            total_at,
+            total_at: call.total_at,
             last: now,
             progress_at: now,
+        };
+        // An answer without a body is over already, and nobody will poll it.
+        if this.first.is_none() && this.source.body().is_end_stream() {
+            this.complete();
         }
-    }
-
-    /// To be called once before the body is handed on: an answer without a body is over already, and nobody will poll it.
-    pub fn begin(&mut self) {
-        if self.first.is_none() && self.source.body().is_end_stream() {
-            self.complete();
-        }
+        this
     }
 
     pub fn is_over(&self) -> bool {
@@ -356,10 +352,10 @@ impl UpstreamBody {
             if let Some(scanner) = scanner {
                 observation.usage(scanner.usage());
             }
-            observation.end(if had_ended {
-                End::Complete
-            } else {
-                End::Error("ModelServerError")
+            observation.end(match failure {
+                _ if had_ended => End::Complete,
+                Some(_) => End::Error("ModelServerError"),
+                None => End::Error("GatewayTimeout"),
             });
         }
         match scanner {

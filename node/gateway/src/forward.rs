@@ -58,6 +58,7 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
     let mut tried = Tried::default();
     let mut attempts = 0;
     let mut last: Option<Last> = None;
+    let mut reason = "";
     loop {
         let picked = match pick(worker, &call, &tried) {
             Ok(picked) => picked,
@@ -68,6 +69,10 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                 return conclude(worker, call, last, refusal);
             }
         };
+        if last.is_some() {
+            retried(reason);
+        }
+        // The connection of an answer that is not passed on can be used again if the rest of it is there.
         if let Some(Last::Answer(mut answer, _)) = last.take() {
             poll_fn(|cx| {
                 if answer.source.read_out(cx) {
@@ -82,7 +87,7 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
             access.attempts = attempts;
             access.endpoint = picked.reservation.endpoint().name().to_owned();
         }
-        let (retry_same, reason) = match upstream::send(
+        let retry_same = match upstream::send(
             core,
             &worker.upstreams,
             picked.reservation.endpoint(),
@@ -97,7 +102,8 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                 );
                 tried.add(Arc::clone(picked.reservation.endpoint()));
                 last = Some(Last::Answer(Box::new(answer), picked.reservation));
-                (false, "status")
+                reason = "status";
+                false
             }
             Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
             Err(failed) => {
@@ -105,23 +111,15 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                     fail(&picked.reservation, failure);
                 }
                 last = Some(Last::Failed(failed));
-                match failed {
-                    Failed::Connect if picked.only => (true, "connect"),
-                    Failed::Connect | Failed::Reset => {
-                        tried.add(Arc::clone(picked.reservation.endpoint()));
-                        (
-                            false,
-                            if failed == Failed::Connect {
-                                "connect"
-                            } else {
-                                "reset"
-                            },
-                        )
-                    }
-                    Failed::FirstByte | Failed::Total => {
-                        return conclude(worker, call, last, Refusal::TotalTimeout);
-                    }
+                if matches!(failed, Failed::FirstByte | Failed::Total) {
+                    return conclude(worker, call, last, Refusal::TotalTimeout);
                 }
+                let connect = failed == Failed::Connect;
+                reason = if connect { "connect" } else { "reset" };
+                if !(connect && picked.only) {
+                    tried.add(Arc::clone(picked.reservation.endpoint()));
+                }
+                connect && picked.only
             }
         };
         if attempts >= core.config.retry.max_attempts {
@@ -134,7 +132,6 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
         if retry_same {
             tokio::time::sleep(SAME_ENDPOINT_WAIT * (1 << (attempts - 1).min(5))).await;
         }
-        retried(reason);
     }
 }
 
@@ -205,7 +202,7 @@ fn conclude(
 /// Passes an answer on.
 fn respond(
     worker: &Worker,
-    call: Call,
+    mut call: Call,
     answer: Answer,
     reservation: Reservation,
 ) -> Response<GatewayBody> {
@@ -222,23 +219,18 @@ fn respond(
     {
         reservation.succeeded();
     }
-    let mut observation = call.observation;
-    if let Some(access) = &mut observation.access {
+    if let Some(access) = &mut call.observation.access {
         access.status = head.status.as_u16();
     }
-    let mut body = UpstreamBody::new(
+    let body = UpstreamBody::new(
         &worker.core,
-        call.info.api,
-        head.status,
-        &head.headers,
+        call,
+        &head,
         source,
         first,
         deadline,
-        call.total_at,
         reservation,
-        observation,
     );
-    body.begin();
     let mut response = Response::new(GatewayBody::upstream(body));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

@@ -1,6 +1,6 @@
 //! The L7 gateway: takes OpenAI, Anthropic and engine-native HTTP requests and forwards each to an endpoint of the right pool.
 //!
-//! A request passes through the stages of [`service`]: trace, answer (own paths and errors), parse, forward (schedule, reserve,
+//! A request passes through the stages in `service.rs`: trace, answer (own paths and errors), parse, forward (schedule, reserve,
 //! send, retry), and its answer is inspected and measured frame by frame on its way back. Bodies are parsed once and forwarded
 //! byte for byte. Each worker thread has its own runtime, its client connections and the upstream connections they use.
 //!
