@@ -1,3 +1,4 @@
+// long: one test for each thing that can happen to a cluster, on one harness.
 //! Three and more nodes on real sockets and disks: writes, reads, failures, restarts, membership.
 
 #![allow(clippy::unwrap_used)]

@@ -29,8 +29,6 @@ use crate::{
 
 /// A learner that lacks fewer entries than this may vote.
 const CAUGHT_UP: u64 = 200;
-/// A node that was heard of this recently counts as alive.
-const ALIVE: Duration = Duration::from_secs(3);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -351,47 +349,6 @@ impl Group {
         Err(ChangeError::Unavailable(
             "the leadership was handed over for this change".to_owned(),
         ))
-    }
-
-    fn alive(&self, id: u64) -> bool {
-        id == self.local.node_id
-            || self
-                .peers
-                .get(id)
-                .and_then(|peer| peer.silent_for())
-                .is_some_and(|silent| silent < ALIVE)
-    }
-
-    /// Refuses a change after which the voters that are alive would be no majority. A voter counts as alive only if it is heard
-    /// of after the question was put: one that died a moment ago must not carry the change that leaves no quorum behind.
-    async fn check_quorum_without(&self, id: u64, plus: Option<u64>) -> Result<(), ChangeError> {
-        let mut voters = self.voters();
-        voters.remove(&id);
-        voters.extend(plus);
-        if voters.is_empty() {
-            return Err(ChangeError::Refused(format!("node {id} is the only voter")));
-        }
-        // What a node sent before it died is still arriving for a moment.
-        let asked = Instant::now() + self.timing().heartbeat();
-        let (_, longest) = self.timing().election();
-        loop {
-            let heard = |voter: &u64| {
-                let silent = self.peers.get(*voter).and_then(|peer| peer.silent_for());
-                *voter == self.local.node_id
-                    || silent.is_some_and(|silent| silent < asked.elapsed())
-            };
-            let alive = voters.iter().filter(|voter| heard(voter)).count();
-            if alive * 2 > voters.len() {
-                return Ok(());
-            }
-            if asked.elapsed() > 2 * longest {
-                return Err(ChangeError::Refused(format!(
-                    "without node {id} only {alive} of {} voters would be reachable, which is no majority",
-                    voters.len()
-                )));
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
     }
 
     /// Waits until a learner has nearly all of the log; the caller bounds the time.

@@ -4,6 +4,7 @@ mod freshness;
 mod join;
 mod membership;
 mod proposer;
+mod quorum;
 mod reader;
 mod status;
 
