@@ -1,7 +1,8 @@
-//! Measures a three-node cluster on loopback, all nodes in this process: `cargo run --release -p quorate-raft --example figures`.
+//! Measures a three-node cluster on loopback, all nodes in this process:
+//! `cargo run --release -p quorate-raft --example figures [writes] [failover] [restart]` (all three by default).
 //!
-//! Prints durable write latency of one client, throughput of 64, linearizable reads, the time from a leader's death to the
-//! next acknowledged write, and how long a node takes to restart with 100,000 log entries behind it.
+//! Durable write latency of one client, throughput of many, linearizable reads; the time from a leader's death to the next
+//! acknowledged write; how long nodes take to restart with 100,000 log entries behind them.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -90,6 +91,7 @@ fn percentiles(mut times: Vec<Duration>) -> String {
 }
 
 fn writes(node: &Node, clients: usize, seconds: u64, what: &str) {
+    let cpu = cpu_seconds();
     let until = Instant::now() + Duration::from_secs(seconds);
     let times: Vec<Duration> = node.runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
@@ -115,10 +117,12 @@ fn writes(node: &Node, clients: usize, seconds: u64, what: &str) {
         }
         tasks.join_all().await.into_iter().flatten().collect()
     });
+    let used = (cpu_seconds() - cpu) / times.len() as f64;
     println!(
-        "{what}, {clients} clients: {:.0}/s, {}",
+        "{what}, {clients} clients: {:.0}/s, {}, {:.0} us of CPU each in all",
         times.len() as f64 / seconds as f64,
-        percentiles(times)
+        percentiles(times),
+        used * 1e6
     );
 }
 
@@ -147,7 +151,7 @@ fn reads(node: &Node, clients: usize, seconds: u64, what: &str) {
     );
 }
 
-fn leader(nodes: &[Option<Node>]) -> usize {
+fn leader(nodes: &Nodes) -> usize {
     let began = Instant::now();
     while began.elapsed() < WAIT {
         if let Some(at) = nodes
@@ -161,21 +165,30 @@ fn leader(nodes: &[Option<Node>]) -> usize {
     panic!("no leader");
 }
 
+/// CPU time that this process has used, in seconds (from `/proc/self/stat`, in ticks of 10 ms).
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
 fn main() {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let wants = |phase: &str| wanted.is_empty() || wanted.iter().any(|name| name == phase);
     let root = tempfile::tempdir().unwrap();
     let addresses: Vec<String> = (0..3)
-        .map(|_| {
-            TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .to_string()
-        })
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .map(|listener| listener.local_addr().unwrap().to_string())
         .collect();
-    let mut nodes: Vec<Option<Node>> = Vec::new();
+    let mut nodes: Nodes = Vec::new();
     for (index, address) in addresses.iter().enumerate() {
         let peers = if index == 0 {
             Start::Bootstrap
@@ -186,7 +199,27 @@ fn main() {
         node.runtime.block_on(node.cluster.ready(WAIT)).unwrap();
         nodes.push(Some(node));
     }
-    let at = leader(&nodes);
+    if wants("writes") {
+        steady(&nodes);
+    }
+    if wants("failover") {
+        failover(&mut nodes, root.path(), &addresses);
+    }
+    if wants("restart") {
+        // One command to an entry, then as many as 64 clients make it.
+        for clients in [2, 64] {
+            restart(&mut nodes, root.path(), &addresses, clients);
+        }
+    }
+    for node in nodes.into_iter().flatten() {
+        node.runtime.shutdown_background();
+    }
+}
+
+type Nodes = Vec<Option<Node>>;
+
+fn steady(nodes: &Nodes) {
+    let at = leader(nodes);
     let lead = nodes[at].as_ref().unwrap();
     let other = nodes[(at + 1) % 3].as_ref().unwrap();
     writes(lead, 1, 2, "warm-up");
@@ -198,10 +231,18 @@ fn main() {
     reads(lead, 1, 2, "linearizable reads at the leader");
     reads(other, 1, 2, "linearizable reads at a follower");
     reads(other, 64, 2, "linearizable reads at a follower");
+    let before = cpu_seconds();
+    std::thread::sleep(Duration::from_secs(5));
+    println!(
+        "idle: {:.3} cores for all three nodes",
+        (cpu_seconds() - before) / 5.0
+    );
+}
 
+fn failover(nodes: &mut Nodes, root: &Path, addresses: &[String]) {
     let mut gaps = Vec::new();
     for _ in 0..KILLS {
-        let at = leader(&nodes);
+        let at = leader(nodes);
         let survivor = nodes[(at + 1) % 3].as_ref().unwrap().cluster.clone();
         let killed = nodes[at].take().unwrap();
         let began = Instant::now();
@@ -214,12 +255,7 @@ fn main() {
         gaps.push(began.elapsed());
         asking.shutdown_background();
         drop(survivor);
-        let node = start(
-            root.path(),
-            &format!("n{at}"),
-            &addresses[at],
-            Start::Resume,
-        );
+        let node = start(root, &format!("n{at}"), &addresses[at], Start::Resume);
         node.runtime.block_on(node.cluster.ready(WAIT)).unwrap();
         nodes[at] = Some(node);
     }
@@ -227,16 +263,17 @@ fn main() {
         "leader killed, until a write succeeds, {KILLS} times: {}",
         percentiles(gaps)
     );
+}
 
-    // One entry for each write: 100,000 entries, snapshots as configured.
-    let at = leader(&nodes);
+fn restart(nodes: &mut Nodes, root: &Path, addresses: &[String], clients: u64) {
+    let at = leader(nodes);
     let lead = nodes[at].as_ref().unwrap();
     let began = Instant::now();
     let stop = Arc::new(AtomicBool::new(false));
     let first = lead.cluster.status().last_log_index;
     lead.runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
-        for client in 0..64 {
+        for client in 0..clients {
             let (cluster, stop) = (lead.cluster.clone(), Arc::clone(&stop));
             tasks.spawn(async move {
                 let mut number = 0;
@@ -250,7 +287,7 @@ fn main() {
             });
         }
         while lead.cluster.status().last_log_index < first + ENTRIES
-            && began.elapsed() < Duration::from_secs(120)
+            && began.elapsed() < Duration::from_secs(150)
         {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -259,54 +296,46 @@ fn main() {
     });
     let status = lead.cluster.status();
     println!(
-        "{} entries written in {:.1} s",
+        "{} entries written by {clients} clients in {:.1} s",
         status.last_log_index - first,
         began.elapsed().as_secs_f64()
     );
-    for follower in [(at + 1) % 3, (at + 2) % 3] {
-        let killed = nodes[follower].take().unwrap();
-        killed.runtime.shutdown_background();
-        drop(killed.cluster);
-        let began = Instant::now();
-        let node = start(
-            root.path(),
-            &format!("n{follower}"),
-            &addresses[follower],
-            Start::Resume,
-        );
-        let started = began.elapsed();
-        node.runtime.block_on(node.cluster.ready(WAIT)).unwrap();
-        println!(
-            "restart of a follower behind log entry {}: started {:.2} s, up to date {:.2} s",
-            status.last_log_index,
-            started.as_secs_f64(),
-            began.elapsed().as_secs_f64()
-        );
-        nodes[follower] = Some(node);
-    }
-    let _killed: Vec<()> = nodes
-        .iter_mut()
-        .map(|node| {
-            let node = node.take().unwrap();
-            node.runtime.shutdown_background();
-        })
-        .collect();
+    let follower = (at + 1) % 3;
+    let killed = nodes[follower].take().unwrap();
+    killed.runtime.shutdown_background();
+    drop(killed.cluster);
     let began = Instant::now();
-    let all: Vec<Node> = addresses
-        .iter()
-        .enumerate()
-        .map(|(index, address)| start(root.path(), &format!("n{index}"), address, Start::Resume))
-        .collect();
-    all[0]
-        .runtime
+    let node = start(
+        root,
+        &format!("n{follower}"),
+        &addresses[follower],
+        Start::Resume,
+    );
+    let started = began.elapsed();
+    node.runtime.block_on(node.cluster.ready(WAIT)).unwrap();
+    println!(
+        "restart of a follower with {} log entries behind it: started {:.2} s, up to date {:.2} s",
+        status.last_log_index,
+        started.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+    nodes[follower] = Some(node);
+    for node in nodes.iter_mut() {
+        node.take().unwrap().runtime.shutdown_background();
+    }
+    let began = Instant::now();
+    for (index, address) in addresses.iter().enumerate() {
+        nodes[index] = Some(start(root, &format!("n{index}"), address, Start::Resume));
+    }
+    let one = nodes[0].as_ref().unwrap();
+    one.runtime
         .block_on(
-            all[0]
-                .cluster
+            one.cluster
                 .propose_within(put("cold".into(), "1".into()), WAIT),
         )
         .unwrap();
     println!(
-        "cold start of all three to the first write: {:.2} s",
+        "cold start of all three, one after the other, to the first write: {:.2} s",
         began.elapsed().as_secs_f64()
     );
 }

@@ -204,7 +204,9 @@ async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
     // A command that did not fit into the last batch.
     let mut left_over: Option<Pending> = None;
     loop {
-        if under_way.len() < IN_FLIGHT {
+        if under_way.len() < IN_FLIGHT && (left_over.is_some() || !waiting.is_empty()) {
+            // Whoever else is ready to run may have a command for the same entry: an entry costs far more than a command.
+            tokio::task::yield_now().await;
             let mut batch = Batch::default();
             let mut size = 0;
             while batch.callers.len() < BATCH_COMMANDS {

@@ -389,7 +389,8 @@ impl Worker {
                 }
             }
         }
-        for waiter in batch.waiters {
+        // Newest first: openraft watches a high-water mark, so one wake-up then serves all appends of this batch.
+        for waiter in batch.waiters.into_iter().rev() {
             match waiter {
                 Waiter::Raft(done) => done.io_completed(self.result()),
                 Waiter::Task(done) => drop(done.send(self.result())),
