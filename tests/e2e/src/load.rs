@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
+/// Pause of a client between two requests: the tests are about failures, not about a saturated machine.
+const THINK: Duration = Duration::from_millis(10);
+
 /// What to ask for.
 #[derive(Clone, Debug)]
 pub struct LoadSpec {
@@ -231,6 +234,7 @@ impl Lane {
                 }
                 Err(error) => self.failed(format!("{error:#}")),
             }
+            tokio::time::sleep(THINK).await;
         }
     }
 

@@ -6,7 +6,7 @@ use quorate_tests::{Fleet, Load, cli, until};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const ALL: [usize; 3] = [0, 1, 2];
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use quorate_tests::{Fleet, pool, until};
 use std::path::Path;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A file changes as a whole or not at all.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

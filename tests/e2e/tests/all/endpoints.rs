@@ -7,7 +7,7 @@ use quorate_tests::{Fleet, Load, until};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// About 120 tokens when echoed.
 fn long_text() -> String {
     "and so on ".repeat(40)

@@ -5,7 +5,7 @@ use quorate_proto::v1::{Consistency, Role};
 use quorate_tests::{Fleet, Launch, Load, Router, Writer, until};
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Names of the voters as a router sees them, in order.
 async fn voters(fleet: &Fleet, router: usize) -> anyhow::Result<Vec<String>> {

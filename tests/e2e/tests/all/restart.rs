@@ -6,7 +6,7 @@ use quorate_tests::http::{chat, post};
 use quorate_tests::{Fleet, Load, WriteReport, Writer, setting, until};
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const KINDS: [Kind; 5] = [
     Kind::Pool,
     Kind::Endpoint,
@@ -45,7 +45,7 @@ async fn start_all(fleet: &mut Fleet) -> anyhow::Result<()> {
 async fn stopped_in_order() -> anyhow::Result<()> {
     let mut fleet = Fleet::of(3, 2).start().await?;
     let writer = Writer::start("before", &fleet.controls(&[0, 1, 2]))?;
-    writer.progress(300, SOON).await?;
+    writer.progress(150, SOON).await?;
     let writes = writer.stop().await?;
     let once = fleet
         .control(1)?
@@ -136,7 +136,7 @@ async fn all_killed_at_once_under_load() -> anyhow::Result<()> {
     for round in 0..2 {
         let load = Load::start(&fleet.load(&[0, 1, 2], 2));
         let writer = Writer::start(&format!("round-{round}"), &fleet.controls(&[0, 1, 2]))?;
-        writer.progress(200, SOON).await?;
+        writer.progress(100, SOON).await?;
         for router in &mut fleet.routers {
             router.kill().await?;
         }

@@ -10,7 +10,7 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn in_front_of_running_engines() -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use quorate_tests::{
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// All files below a directory.
 fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {

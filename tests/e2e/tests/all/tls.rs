@@ -5,7 +5,7 @@ use quorate_tests::{Fleet, Launch, Process, Router, cli, until};
 use std::path::Path;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The `[peer.tls]` and `[control.tls]` sections for files in `dir`.
 fn sections(dir: &Path, node: &str) -> String {
