@@ -139,9 +139,21 @@ impl Fleet {
         self.endpoint_is(
             sim,
             v1::endpoint_status::State::Ready,
-            Duration::from_secs(15),
+            Duration::from_secs(30),
         )
-        .await
+        .await?;
+        // What the gateways route by follows a moment later.
+        for index in self.running() {
+            let gateway = self.routers[index].gateway();
+            let path = format!("/v1/models/{MODEL}");
+            until(
+                &format!("{} to route by model", self.routers[index].name),
+                Duration::from_secs(30),
+                async || http::get(gateway, &path).await?.ok(),
+            )
+            .await?;
+        }
+        Ok(())
     }
 
     /// Waits until every running router sees the model server in this state.
