@@ -91,7 +91,7 @@ fn percentiles(mut times: Vec<Duration>) -> String {
 }
 
 fn writes(node: &Node, clients: usize, seconds: u64, what: &str) {
-    let cpu = cpu_seconds();
+    let (cpu, first) = (cpu_seconds(), node.cluster.status().last_log_index);
     let until = Instant::now() + Duration::from_secs(seconds);
     let times: Vec<Duration> = node.runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
@@ -119,8 +119,9 @@ fn writes(node: &Node, clients: usize, seconds: u64, what: &str) {
     });
     let used = (cpu_seconds() - cpu) / times.len() as f64;
     println!(
-        "{what}, {clients} clients: {:.0}/s, {}, {:.0} us of CPU each in all",
+        "{what}, {clients} clients: {:.0}/s, {:.0} to an entry, {}, {:.0} us of CPU each in all",
         times.len() as f64 / seconds as f64,
+        times.len() as f64 / (node.cluster.status().last_log_index - first) as f64,
         percentiles(times),
         used * 1e6
     );

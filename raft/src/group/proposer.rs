@@ -1,7 +1,7 @@
 //! Takes commands from many callers and turns them into few log entries.
 //!
-//! While at most [`IN_FLIGHT`] entries are under way, arriving commands wait and then go together: alone, a command travels at
-//! once; under load, entries grow. A node that does not lead sends its batches to the leader, each in one call.
+//! While [`IN_FLIGHT`] entries are under way, or a large one, arriving commands wait and then go together: alone, a command
+//! travels at once; under load, entries grow. A node that does not lead sends its batches to the leader, each in one call.
 //!
 //! Every command has an idempotency key when it is handed over (one is made up if the caller gave none), so a batch whose fate
 //! is unknown can be sent again without being applied twice. A caller that gives up learns whether its command was certainly
@@ -38,6 +38,9 @@ const IN_FLIGHT: usize = 2;
 /// Commands in an entry, and their bytes, at most; a larger command goes alone.
 const BATCH_COMMANDS: usize = 256;
 const BATCH_BYTES: usize = 32 * 1024;
+/// An entry with at most this many commands does not keep the next one waiting; a larger one does for this long.
+const FEW: usize = 8;
+const PATIENCE: Duration = Duration::from_millis(5);
 /// Largest command.
 pub(crate) const MAX_COMMAND: usize = 1 << 20;
 /// Commands that may wait.
@@ -200,40 +203,33 @@ impl Proposer {
 
 async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
     let mut under_way = FuturesUnordered::new();
-    let mut arrived = Vec::with_capacity(BATCH_COMMANDS);
-    // A command that did not fit into the last batch.
+    let mut newest = Newest::default();
+    let mut arrived = Vec::with_capacity(1);
+    // A command that did not fit into the last batch, or the one that woke this task.
     let mut left_over: Option<Pending> = None;
     loop {
-        if under_way.len() < IN_FLIGHT && (left_over.is_some() || !waiting.is_empty()) {
+        let queued = waiting.len() + usize::from(left_over.is_some());
+        let open = newest.lets_another_go(under_way.len(), queued);
+        if open && queued > 0 {
             // Whoever else is ready to run may have a command for the same entry: an entry costs far more than a command.
             tokio::task::yield_now().await;
-            let mut batch = Batch::default();
-            let mut size = 0;
-            while batch.callers.len() < BATCH_COMMANDS {
-                let next = left_over.take().or_else(|| waiting.try_recv().ok());
-                let Some(pending) = next else {
-                    break;
-                };
-                if size > 0 && size + pending.size > BATCH_BYTES {
-                    left_over = Some(pending);
-                    break;
-                }
-                size += pending.size;
-                batch.commands.push(pending.command);
-                batch.callers.push(pending.caller);
-            }
-            if !batch.callers.is_empty() {
-                metrics::histogram!("quorate_raft_batch_commands", "group" => group.name)
-                    .record(batch.callers.len() as f64);
-                under_way.push(run_batch(Arc::clone(&group), batch));
-                continue;
-            }
+            let batch = take_batch(&mut waiting, &mut left_over);
+            newest = Newest {
+                commands: batch.callers.len(),
+                since: Some(Instant::now()),
+            };
+            metrics::histogram!("quorate_raft_batch_commands", "group" => group.name)
+                .record(batch.callers.len() as f64);
+            under_way.push(run_batch(Arc::clone(&group), batch));
+            continue;
         }
-        let room = under_way.len() < IN_FLIGHT;
+        let patience = newest
+            .until()
+            .filter(|_| !open && under_way.len() < IN_FLIGHT);
         tokio::select! {
             biased;
             Some(()) = under_way.next(), if !under_way.is_empty() => {}
-            n = waiting.recv_many(&mut arrived, 1), if room => {
+            n = waiting.recv_many(&mut arrived, 1), if open => {
                 if n == 0 {
                     // No handle is left; what is under way is answered first.
                     while under_way.next().await.is_some() {}
@@ -241,8 +237,62 @@ async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
                 }
                 left_over = arrived.pop();
             }
+            () = sleep_until(patience), if patience.is_some() => {}
         }
     }
+}
+
+async fn sleep_until(then: Option<Instant>) {
+    if let Some(then) = then {
+        tokio::time::sleep_until(then.into()).await;
+    }
+}
+
+/// The entry that was sent last.
+#[derive(Default)]
+struct Newest {
+    commands: usize,
+    since: Option<Instant>,
+}
+
+impl Newest {
+    /// Whether the next entry may go while `under_way` entries are out and `queued` commands wait. With few callers it goes
+    /// at once; with many, two half-filled entries would cost twice as much as one full one, so the second goes when it is
+    /// full or when the first takes long (over a WAN).
+    fn lets_another_go(&self, under_way: usize, queued: usize) -> bool {
+        match under_way {
+            0 => true,
+            IN_FLIGHT.. => false,
+            _ => {
+                self.commands <= FEW
+                    || queued >= BATCH_COMMANDS
+                    || self.until().is_none_or(|then| then <= Instant::now())
+            }
+        }
+    }
+
+    fn until(&self) -> Option<Instant> {
+        self.since.map(|since| since + PATIENCE)
+    }
+}
+
+/// The next commands, up to the limits of an entry.
+fn take_batch(waiting: &mut mpsc::Receiver<Pending>, left_over: &mut Option<Pending>) -> Batch {
+    let mut batch = Batch::default();
+    let mut size = 0;
+    while batch.callers.len() < BATCH_COMMANDS {
+        let Some(pending) = left_over.take().or_else(|| waiting.try_recv().ok()) else {
+            break;
+        };
+        if size > 0 && size + pending.size > BATCH_BYTES {
+            *left_over = Some(pending);
+            break;
+        }
+        size += pending.size;
+        batch.commands.push(pending.command);
+        batch.callers.push(pending.caller);
+    }
+    batch
 }
 
 /// Commands that travel as one entry; `callers[i]` waits for `commands[i]`.
@@ -432,6 +482,29 @@ fn decode_reply(bytes: Bytes) -> Result<Reply, WriteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_callers_do_not_wait_and_many_share_an_entry() {
+        let now = Some(Instant::now());
+        let small = Newest {
+            commands: FEW,
+            since: now,
+        };
+        assert!(small.lets_another_go(1, 1));
+        assert!(!small.lets_another_go(IN_FLIGHT, 1));
+        let large = Newest {
+            commands: 60,
+            since: Some(Instant::now() + PATIENCE),
+        };
+        assert!(large.lets_another_go(0, 1));
+        assert!(!large.lets_another_go(1, 5));
+        assert!(large.lets_another_go(1, BATCH_COMMANDS));
+        let slow = Newest {
+            commands: 60,
+            since: now.and_then(|now| now.checked_sub(PATIENCE)),
+        };
+        assert!(slow.lets_another_go(1, 1));
+    }
 
     #[test]
     fn a_caller_that_gives_up_knows_what_it_may_rely_on() {
