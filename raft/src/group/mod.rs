@@ -3,6 +3,7 @@
 mod freshness;
 mod join;
 mod membership;
+mod pace;
 mod proposer;
 mod quorum;
 mod reader;

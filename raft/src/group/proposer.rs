@@ -26,21 +26,19 @@ use quorate_proto::{
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::{Group, NotAccepted, WriteError};
+use super::{
+    Group, NotAccepted, WriteError,
+    pace::{IN_FLIGHT, Newest},
+};
 use crate::{
     error::ProposeError,
     network::{Lane, refusal_of},
     state::{Reply, SCHEMA},
 };
 
-/// Entries under way at a time.
-const IN_FLIGHT: usize = 2;
 /// Commands in an entry, and their bytes, at most; a larger command goes alone.
-const BATCH_COMMANDS: usize = 256;
+pub(super) const BATCH_COMMANDS: usize = 256;
 const BATCH_BYTES: usize = 32 * 1024;
-/// An entry with at most this many commands does not keep the next one waiting; a larger one does for this long.
-const FEW: usize = 8;
-const PATIENCE: Duration = Duration::from_millis(5);
 /// Largest command.
 pub(crate) const MAX_COMMAND: usize = 1 << 20;
 /// Commands that may wait.
@@ -214,10 +212,7 @@ async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
             // Whoever else is ready to run may have a command for the same entry: an entry costs far more than a command.
             tokio::task::yield_now().await;
             let batch = take_batch(&mut waiting, &mut left_over);
-            newest = Newest {
-                commands: batch.callers.len(),
-                since: Some(Instant::now()),
-            };
+            newest = Newest::sent(batch.callers.len());
             metrics::histogram!("quorate_raft_batch_commands", "group" => group.name)
                 .record(batch.callers.len() as f64);
             under_way.push(run_batch(Arc::clone(&group), batch));
@@ -245,34 +240,6 @@ async fn run(group: Arc<Group>, mut waiting: mpsc::Receiver<Pending>) {
 async fn sleep_until(then: Option<Instant>) {
     if let Some(then) = then {
         tokio::time::sleep_until(then.into()).await;
-    }
-}
-
-/// The entry that was sent last.
-#[derive(Default)]
-struct Newest {
-    commands: usize,
-    since: Option<Instant>,
-}
-
-impl Newest {
-    /// Whether the next entry may go while `under_way` entries are out and `queued` commands wait. With few callers it goes
-    /// at once; with many, two half-filled entries would cost twice as much as one full one, so the second goes when it is
-    /// full or when the first takes long (over a WAN).
-    fn lets_another_go(&self, under_way: usize, queued: usize) -> bool {
-        match under_way {
-            0 => true,
-            IN_FLIGHT.. => false,
-            _ => {
-                self.commands <= FEW
-                    || queued >= BATCH_COMMANDS
-                    || self.until().is_none_or(|then| then <= Instant::now())
-            }
-        }
-    }
-
-    fn until(&self) -> Option<Instant> {
-        self.since.map(|since| since + PATIENCE)
     }
 }
 
@@ -482,29 +449,6 @@ fn decode_reply(bytes: Bytes) -> Result<Reply, WriteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn few_callers_do_not_wait_and_many_share_an_entry() {
-        let now = Some(Instant::now());
-        let small = Newest {
-            commands: FEW,
-            since: now,
-        };
-        assert!(small.lets_another_go(1, 1));
-        assert!(!small.lets_another_go(IN_FLIGHT, 1));
-        let large = Newest {
-            commands: 60,
-            since: Some(Instant::now() + PATIENCE),
-        };
-        assert!(large.lets_another_go(0, 1));
-        assert!(!large.lets_another_go(1, 5));
-        assert!(large.lets_another_go(1, BATCH_COMMANDS));
-        let slow = Newest {
-            commands: 60,
-            since: now.and_then(|now| now.checked_sub(PATIENCE)),
-        };
-        assert!(slow.lets_another_go(1, 1));
-    }
 
     #[test]
     fn a_caller_that_gives_up_knows_what_it_may_rely_on() {
