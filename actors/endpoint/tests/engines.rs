@@ -191,6 +191,26 @@ async fn models_and_adapters_become_routes() {
 }
 
 #[tokio::test]
+async fn ready_comes_with_the_models() {
+    let server = Engine::vllm().await;
+    server.set("/v1/models", 0, "");
+    let (node, _state) = node(fast(), &server).await;
+    until("several good probes", || server.asked("/health") > 3).await;
+    assert!(!node.is_ready("e"));
+    server.set("/v1/models", 200, r#"{"data":[{"id":"m"}]}"#);
+    until("readiness", || node.is_ready("e")).await;
+    assert_eq!(node.endpoint("e").unwrap().models()[0].id, "m");
+}
+
+#[tokio::test]
+async fn an_engine_without_a_model_list_is_ready_too() {
+    let server = Engine::vllm().await;
+    server.set("/v1/models", 404, "");
+    let (node, _state) = node(fast(), &server).await;
+    until("readiness", || node.is_ready("e")).await;
+}
+
+#[tokio::test]
 async fn a_killed_engine_is_known_at_once_and_used_again_within_a_second_of_its_return() {
     let mut server = Engine::vllm().await;
     // Default intervals: 2 s while healthy, 250 ms while not.

@@ -49,6 +49,10 @@ pub struct State {
     door: Mailbox<Msg>,
     io: Arc<Io>,
     vitals: Vitals,
+    /// What was told of it last.
+    told: Health,
+    /// It was asked for its models since it answers: ready and without a known model is then what it is.
+    asked: bool,
     load: LoadFigures,
     read_at: u64,
     engine: Engine,
@@ -121,6 +125,8 @@ impl Actor for EndpointActor {
                 facts.stalled,
                 now_ms(),
             ),
+            told: entry.endpoint.health(),
+            asked: false,
             load: load.unwrap_or_default(),
             read_at: age.map_or(0, |age| now_ms().saturating_sub(age)),
             engine,
@@ -144,12 +150,12 @@ impl Actor for EndpointActor {
         mut letter: Self::Msg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let before = state.vitals.health();
         match std::mem::replace(&mut letter.body, Msg::Suspect) {
             Msg::Probed(result) => self.probed(result, state),
             Msg::Scraped(result) => self.scraped(result, state),
             Msg::Listed(result) => {
                 let next = state.listed(result);
+                state.asked = state.vitals.health() == Health::Ready;
                 state.models = list(&state.door, &state.io, next);
             }
             Msg::Proved(result) => {
@@ -164,7 +170,7 @@ impl Actor for EndpointActor {
             Msg::Suspect => self.suspected(state),
             Msg::Panicked => return Err("a child task panicked".into()),
         }
-        self.conclude(before, state);
+        self.conclude(state);
         Ok(())
     }
 }
@@ -229,7 +235,7 @@ impl EndpointActor {
     }
 
     /// Looks at what is in flight, asks for a proof if one is wanted, and tells everybody.
-    fn conclude(&self, before: Health, state: &mut State) {
+    fn conclude(&self, state: &mut State) {
         let flights = self.shared.flights(&self.entry);
         state.vitals.flights(&flights, now_ms());
         if !state.vitals.wants_proof() {
@@ -243,7 +249,8 @@ impl EndpointActor {
             let wait = self.entry.probe.health.unhealthy_interval;
             state.proof = Some(prove(&state.door, &state.io, model, wait));
         }
-        let health = state.vitals.health();
+        let health = state.health();
+        let before = std::mem::replace(&mut state.told, health);
         let error = state.vitals.error();
         // Published before it is told, so that whoever hears of it finds it so.
         self.shared
@@ -259,10 +266,12 @@ impl EndpointActor {
                 health,
                 why: error,
             });
-            if health == Health::Ready {
-                // It may have come back with other models.
-                state.list_now();
-            }
+        }
+        // It may have come back with other models.
+        if state.vitals.health() != Health::Ready {
+            state.asked = false;
+        } else if !state.asked {
+            state.list_now();
         }
     }
 }
@@ -289,6 +298,14 @@ impl State {
                     MODELS_EVERY
                 }
             }
+        }
+    }
+
+    /// What may be told. Ready comes with its models, if the engine lists any: whoever hears of it can use it by name.
+    fn health(&self) -> Health {
+        match self.vitals.health() {
+            Health::Ready if self.listed.is_empty() && !self.asked => self.told,
+            health => health,
         }
     }
 

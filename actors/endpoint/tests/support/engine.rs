@@ -8,11 +8,12 @@ use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Answers by path. A path that is not there is 404; status 0 hangs.
+/// Answers by path. A path that is not there is 404; status 0 hangs until there is another one.
 #[derive(Clone, Default)]
 pub struct Pages {
     pub by_path: BTreeMap<String, (u16, String)>,
@@ -117,15 +118,14 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let path = request.uri().path().to_owned();
     request.into_body().collect().await?;
-    let answer = {
-        let mut pages = pages.lock().unwrap();
-        *pages.asked.entry(path.clone()).or_default() += 1;
-        pages.by_path.get(&path).cloned()
+    *pages.lock().unwrap().asked.entry(path.clone()).or_default() += 1;
+    let (status, body) = loop {
+        let answer = pages.lock().unwrap().by_path.get(&path).cloned();
+        match answer.unwrap_or((404, "not found".into())) {
+            (0, _) => tokio::time::sleep(Duration::from_millis(5)).await,
+            answer => break answer,
+        }
     };
-    let (status, body) = answer.unwrap_or((404, "not found".into()));
-    if status == 0 {
-        std::future::pending::<()>().await;
-    }
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status.try_into().unwrap();
     Ok(response)
