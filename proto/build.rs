@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "quorate/v1/cluster.proto",
         "quorate/peer/v1/raft.proto",
         "quorate/peer/v1/load.proto",
+        "quorate/peer/v1/usage.proto",
         "quorate/store/v1/store.proto",
     ];
     println!("cargo::rerun-if-changed=proto");

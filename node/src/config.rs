@@ -2,6 +2,8 @@
 //!
 //! `deploy/router.toml` is the annotated example; a test keeps it and these types in step.
 
+pub mod auth;
+
 use crate::log::LogConfig;
 use anyhow::Context;
 use quorate_gateway::{GatewayConfig, HumanDuration};
@@ -23,6 +25,8 @@ pub struct Config {
     pub control: ControlConfig,
     /// The OpenAI-compatible front.
     pub gateway: GatewayConfig,
+    /// Who may use it.
+    pub auth: auth::AuthConfig,
     /// Metrics and health over HTTP.
     pub admin: AdminConfig,
     /// Logs.
@@ -200,6 +204,7 @@ impl Config {
             "node.region must not be empty"
         );
         self.gateway.validate()?;
+        self.auth.check()?;
         anyhow::ensure!(
             self.cluster.auto_voters % 2 == 1 && self.cluster.auto_voters <= 7,
             "cluster.auto_voters is {}: use an odd number of at most 7",

@@ -5,17 +5,21 @@
 //! ```
 
 mod declare;
+mod jwks;
 mod late;
+mod tenancy;
+mod usage;
 mod wiring;
 
 use crate::config::{Config, Timing, TlsFiles, advertised};
 use crate::{admin, control, grpc, prometheus};
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use quorate_endpoint::{EndpointPlane, PlaneEvent, PlaneHandle, PlaneOptions};
+use quorate_endpoint::{EndpointPlane, Peer, PlaneEvent, PlaneHandle, PlaneOptions};
 use quorate_gateway::{Gateway, GatewayHandle, GatewayShared, upstream_client_config};
 use quorate_proto::v1;
 use quorate_raft::{Advertise, Cluster, Options, PeerTls, StopReason};
+use quorate_routing::identity::Authenticator;
 use quorate_routing::{PowerOfTwo, RoutingView};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -61,9 +65,9 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
         Arc::new(move || readiness.borrow().clone()),
     ));
 
-    let exchange = late::LateExchange::default();
+    let doors = PeerDoors::default();
     let (options, resources) =
-        raft_options(&config, start, &exchange, control_listener.local_addr()?)?;
+        raft_options(&config, start, &doors, control_listener.local_addr()?)?;
     state.send_replace(Some("joining the cluster".into()));
     let mut stop = stop;
     let cluster = tokio::select! {
@@ -76,8 +80,7 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
         cluster = cluster.cluster_id(),
         "taking part in the cluster"
     );
-    let node = match Node::assemble(&config, &cluster, &exchange, resources, control_listener).await
-    {
+    let node = match Node::assemble(&config, &cluster, &doors, resources, control_listener).await {
         Ok(node) => node,
         Err(error) => {
             cluster.shutdown().await;
@@ -89,6 +92,13 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     node.stop(&config).await;
     result
+}
+
+/// What is served to other nodes besides consensus, on a listener that opens before it is there.
+#[derive(Default)]
+struct PeerDoors {
+    exchange: late::LateExchange,
+    usage: usage::UsageReceiver,
 }
 
 /// The running parts.
@@ -105,21 +115,23 @@ impl Node {
     async fn assemble(
         config: &Config,
         cluster: &Cluster,
-        exchange: &late::LateExchange,
+        doors: &PeerDoors,
         resources: Vec<v1::Resource>,
         control_listener: TcpListener,
     ) -> anyhow::Result<Self> {
+        let control_stop = CancellationToken::new();
         let view = Arc::new(ArcSwap::from_pointee(RoutingView::default()));
         let tls = upstream_client_config(&config.gateway.upstream)
             .inspect_err(|error| warn!(%error, "https endpoints cannot be used"))
             .ok();
+        let peers = wiring::peers(cluster);
         let plane = EndpointPlane::start(PlaneOptions {
             node_id: cluster.node_id(),
             instance: cluster.instance().to_owned(),
             cluster_id: cluster.cluster_id().to_owned(),
             region: config.node.region.as_str().into(),
             declared: wiring::declared(cluster),
-            peers: wiring::peers(cluster),
+            peers: peers.clone(),
             view: Arc::clone(&view),
             declare: Arc::new(declare::ThroughCluster::new(cluster.clone())),
             tls,
@@ -127,15 +139,17 @@ impl Node {
         })
         .await?;
         let plane = Arc::new(plane);
-        exchange.set(plane.load_receiver());
+        doors.exchange.set(plane.load_receiver());
         for resource in resources {
             declare::put(cluster, resource)
                 .await
                 .context("cannot declare the endpoints")?;
         }
         let shared = GatewayShared::new(view, Arc::new(PowerOfTwo::default()), cluster.node_name());
+        if let Some(authenticator) = authenticator(config, cluster, doors, peers, &control_stop)? {
+            shared.set_authenticator(authenticator);
+        }
         let gateway = Gateway::start(config.gateway.clone(), Arc::clone(&shared))?;
-        let control_stop = CancellationToken::new();
         let routes = control::routes(control::ControlContext {
             cluster: cluster.clone(),
             plane: Arc::clone(&plane),
@@ -249,6 +263,42 @@ impl Node {
     }
 }
 
+/// Who the clients are and what they may use: kept up to date from the control state and the other nodes. `None`: nobody is asked.
+fn authenticator(
+    config: &Config,
+    cluster: &Cluster,
+    doors: &PeerDoors,
+    peers: watch::Receiver<Vec<Peer>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Arc<Authenticator>>> {
+    if !config.auth.is_required(&config.gateway) {
+        info!("clients are not asked who they are: anybody who can connect may use every model");
+        return Ok(None);
+    }
+    let authenticator = Arc::new(Authenticator::default());
+    tenancy::follow(cluster, Arc::clone(&authenticator));
+    let me = usage::Me {
+        cluster_id: cluster.cluster_id().to_owned(),
+        node_id: cluster.node_id(),
+        start_id: fastrand::u64(1..),
+    };
+    doors
+        .usage
+        .open(me.clone(), Arc::clone(&authenticator), stop.clone());
+    usage::tell(me, Arc::clone(&authenticator), peers, stop.clone());
+    if let Some(jwt) = &config.auth.jwt {
+        jwks::follow(jwt, Arc::clone(&authenticator), stop.clone())?;
+    }
+    let (keys, tenants) = authenticator.table().counts();
+    info!(
+        keys,
+        tenants,
+        tokens = config.auth.jwt.is_some(),
+        "clients must show an API key or a token"
+    );
+    Ok(Some(authenticator))
+}
+
 async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -258,7 +308,7 @@ async fn listen(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 fn raft_options(
     config: &Config,
     start: Start,
-    exchange: &late::LateExchange,
+    doors: &PeerDoors,
     control: SocketAddr,
 ) -> anyhow::Result<(Options, Vec<v1::Resource>)> {
     let mut options = Options::new(config.node_name(), config.peer.listen);
@@ -305,7 +355,8 @@ fn raft_options(
         admin: reachable(config.admin.listen, &control),
         control,
     };
-    options.extra_services = Some(exchange.routes());
+    let services = doors.exchange.routes();
+    options.extra_services = Some(services.add_service(doors.usage.server()));
     Ok((options, resources))
 }
 

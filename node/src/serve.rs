@@ -1,6 +1,7 @@
 //! `quorate serve`: one router in front of running engines. It is a cluster of one that keeps its state in memory, so the
 //! control API and the CLI work as everywhere.
 
+use crate::config::auth::AuthMode;
 use crate::config::{Config, NodeConfig};
 use crate::log::{self, LogFormat};
 use crate::node::{self, Start};
@@ -25,6 +26,9 @@ pub struct ServeArgs {
     /// Address of /metrics, /health and /ready.
     #[arg(long, default_value = "127.0.0.1:7072", value_name = "ADDR")]
     admin: SocketAddr,
+    /// Let everybody who can connect use it; otherwise clients must show an API key unless it listens on loopback
+    #[arg(long)]
+    no_auth: bool,
     /// Worker threads of the gateway; 0: one per core.
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -57,6 +61,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     config.admin.listen = args.admin;
     config.peer.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.log.format = args.log_format;
+    if args.no_auth {
+        config.auth.mode = AuthMode::Off;
+    }
     config.check()?;
     log::init(&config.log)?;
 

@@ -27,12 +27,13 @@ mod signals;
 mod supervise;
 mod task;
 
-pub use catalog::Declared;
+pub use catalog::{Declared, PageUrl};
 pub use discovery::{Declare, DeclareError, DiscoveryOp};
 pub use events::PlaneEvent;
 pub use exchange::server::LoadService;
 pub use exchange::{Pace, Peer, Timing};
 pub use gauges::{BUCKETS, describe as describe_metrics};
+pub use http::{Client as PageClient, FetchError, Limits as PageLimits, Page};
 pub use ownership::LiveNodes;
 pub use plane::MESSAGE_LIMIT;
 pub use plane::{EndpointPlane, PlaneHandle, PlaneOptions, StartError};

@@ -11,6 +11,7 @@
 //! * takes no messages
 pub mod breaker;
 pub mod endpoint;
+pub mod identity;
 pub mod pick;
 pub mod request;
 pub mod target;

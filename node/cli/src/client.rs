@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use quorate_proto::v1::{cluster_client, endpoints_client, resources_client};
+use quorate_proto::v1::{cluster_client, endpoints_client, pools_client, resources_client};
 use tokio::time::Instant;
 use tonic::{
     Code, Request, Response, Status,
@@ -38,6 +38,8 @@ pub type Timed = InterceptedService<Channel, Deadline>;
 pub type Resources = resources_client::ResourcesClient<Timed>;
 /// Client of `quorate.v1.Endpoints`.
 pub type Endpoints = endpoints_client::EndpointsClient<Timed>;
+/// Client of `quorate.v1.Pools`.
+pub type Pools = pools_client::PoolsClient<Timed>;
 /// Client of `quorate.v1.Cluster`.
 pub type Cluster = cluster_client::ClusterClient<Timed>;
 
@@ -139,6 +141,11 @@ impl Link {
     /// Live state of endpoints.
     pub fn endpoints(&self) -> Endpoints {
         Endpoints::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// How pools schedule.
+    pub fn pools(&self) -> Pools {
+        Pools::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Membership.

@@ -17,7 +17,7 @@ pub(crate) struct KindNames {
 }
 
 /// All kinds, in the order in which they are applied and listed: what is referred to comes first.
-pub(crate) const KINDS: [KindNames; 5] = [
+pub(crate) const KINDS: [KindNames; 11] = [
     KindNames {
         kind: Kind::Region,
         manifest: "Region",
@@ -53,6 +53,48 @@ pub(crate) const KINDS: [KindNames; 5] = [
         plural: "settings",
         short: "set",
     },
+    KindNames {
+        kind: Kind::SchedulingConfig,
+        manifest: "SchedulingConfig",
+        singular: "schedulingconfig",
+        plural: "schedulingconfigs",
+        short: "sc",
+    },
+    KindNames {
+        kind: Kind::ConfigRevision,
+        manifest: "ConfigRevision",
+        singular: "configrevision",
+        plural: "configrevisions",
+        short: "cr",
+    },
+    KindNames {
+        kind: Kind::Objective,
+        manifest: "Objective",
+        singular: "objective",
+        plural: "objectives",
+        short: "obj",
+    },
+    KindNames {
+        kind: Kind::ModelRewrite,
+        manifest: "ModelRewrite",
+        singular: "modelrewrite",
+        plural: "modelrewrites",
+        short: "mr",
+    },
+    KindNames {
+        kind: Kind::Tenant,
+        manifest: "Tenant",
+        singular: "tenant",
+        plural: "tenants",
+        short: "tn",
+    },
+    KindNames {
+        kind: Kind::ApiKey,
+        manifest: "ApiKey",
+        singular: "apikey",
+        plural: "apikeys",
+        short: "ak",
+    },
 ];
 
 /// The names of a kind, if this build knows it.
@@ -63,6 +105,11 @@ pub(crate) fn names(kind: Kind) -> Option<&'static KindNames> {
 /// What a kind is called in messages.
 pub(crate) fn singular(kind: Kind) -> &'static str {
     names(kind).map_or("resource", |names| names.singular)
+}
+
+/// Whether clients declare it. The others are written by the cluster itself.
+pub(crate) fn is_declared(kind: Kind) -> bool {
+    !matches!(kind, Kind::Node | Kind::ConfigRevision)
 }
 
 /// Place of a kind in the order of application.
@@ -105,6 +152,12 @@ pub(crate) fn of(resource: &Resource) -> Kind {
         Some(Spec::Node(_)) => Kind::Node,
         Some(Spec::Region(_)) => Kind::Region,
         Some(Spec::Setting(_)) => Kind::Setting,
+        Some(Spec::SchedulingConfig(_)) => Kind::SchedulingConfig,
+        Some(Spec::ConfigRevision(_)) => Kind::ConfigRevision,
+        Some(Spec::Objective(_)) => Kind::Objective,
+        Some(Spec::ModelRewrite(_)) => Kind::ModelRewrite,
+        Some(Spec::Tenant(_)) => Kind::Tenant,
+        Some(Spec::ApiKey(_)) => Kind::ApiKey,
         None => Kind::Unspecified,
     }
 }

@@ -3,12 +3,13 @@
 //! Own paths: `/health` (this process serves), `/ready` (it may get traffic), `/v1/models` and `/v1/models/{id}` (the union
 //! over all pools). Everything else goes inwards.
 
+use crate::authenticate::known;
 use crate::body::GatewayBody;
 use crate::client::Client;
 use crate::error::Refusal;
 use crate::worker::Worker;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use quorate_routing::{Api, RoutingView, ServedModel, now_ms};
 use serde_json::{Value, json};
 use std::convert::Infallible;
@@ -65,7 +66,7 @@ where
         let path = request.uri().path();
         let api = Api::of(path);
         if api == Api::Native
-            && let Some(response) = own(&self.worker, request.method(), path)
+            && let Some(response) = own(&self.worker, request.method(), path, request.headers())
         {
             return Answering::Own(Some(response));
         }
@@ -108,7 +109,12 @@ impl<F: Future<Output = Result<Response<GatewayBody>, Refusal>> + Unpin> Future 
 }
 
 /// The answer to one of the gateway's own paths; `None` if it is none of them.
-fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayBody>> {
+fn own(
+    worker: &Worker,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<Response<GatewayBody>> {
     let core = &worker.core;
     let model = path
         .strip_prefix(MODELS)
@@ -120,6 +126,21 @@ fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayB
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Some(Refusal::MethodNotAllowed("GET, HEAD").response(Api::Native));
     }
+    // Models are shown to those who may use them.
+    let caller = match core.shared.authenticator() {
+        Some(authenticator) if !matches!(path, "/health" | "/ready") => {
+            match known(authenticator, headers) {
+                Ok(caller) => Some(caller),
+                Err(access) => return Some(Refusal::Access(access).response(Api::Native)),
+            }
+        }
+        _ => None,
+    };
+    let shown = |id: &str| {
+        caller
+            .as_ref()
+            .is_none_or(|caller| caller.allows(id).is_ok())
+    };
     Some(match (path, model) {
         ("/health", _) => state(core.is_draining(), "draining", "ok", &core.shared.node()),
         ("/ready", _) => {
@@ -142,7 +163,7 @@ fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayB
         (_, Some(id)) => {
             let id = percent_decoded(id);
             let view = core.shared.view().load();
-            match view.models().get(id.as_str()) {
+            match view.models().get(id.as_str()).filter(|_| shown(&id)) {
                 Some(model) => json_response(StatusCode::OK, &model_json(&id, model)),
                 None => Refusal::ModelNotFound(id).response(Api::Native),
             }
@@ -152,6 +173,7 @@ fn own(worker: &Worker, method: &Method, path: &str) -> Option<Response<GatewayB
             let data: Vec<Value> = view
                 .models()
                 .iter()
+                .filter(|(id, _)| shown(id))
                 .map(|(id, model)| model_json(id, model))
                 .collect();
             json_response(StatusCode::OK, &json!({"object": "list", "data": data}))

@@ -1,8 +1,9 @@
 //! Why a request gets no answer from an engine, and how that is said in the client's own protocol.
 
+use crate::authenticate::Access;
 use crate::body::GatewayBody;
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use quorate_routing::{Api, Unavailable};
 use serde_json::json;
@@ -42,6 +43,8 @@ pub(crate) enum Refusal {
     FirstByteTimeout,
     #[error("the request took longer than the time limit")]
     TotalTimeout,
+    #[error(transparent)]
+    Access(#[from] Access),
 }
 
 impl Refusal {
@@ -55,6 +58,7 @@ impl Refusal {
             Self::NoEndpoints(_) | Self::NoPools => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
             Self::FirstByteTimeout | Self::TotalTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Access(access) => access.status(),
         }
     }
 
@@ -69,6 +73,7 @@ impl Refusal {
             Self::NoEndpoints(_) | Self::NoPools => "ServiceUnavailable",
             Self::Connect | Self::Reset => "BadGateway",
             Self::FirstByteTimeout | Self::TotalTimeout => "GatewayTimeout",
+            Self::Access(access) => access.metric_code(),
         }
     }
 
@@ -79,7 +84,10 @@ impl Refusal {
 
     /// What followed the head may still be on its way: the connection is read to its end before it is closed.
     pub fn leaves_body_unread(&self) -> bool {
-        matches!(self, Self::BodyTooLarge(_) | Self::BodyTimeout)
+        matches!(
+            self,
+            Self::BodyTooLarge(_) | Self::BodyTimeout | Self::Access(_)
+        )
     }
 
     fn param(&self) -> Option<&'static str> {
@@ -97,6 +105,7 @@ impl Refusal {
             Self::Connect => "upstream_connect_failed",
             Self::Reset => "upstream_reset",
             Self::FirstByteTimeout | Self::TotalTimeout => "upstream_timeout",
+            Self::Access(access) => access.code(),
             Self::BadBody(_) | Self::NoModel | Self::BodyBroken(_) => return None,
         })
     }
@@ -111,6 +120,14 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Self::Access(access) = self {
+            if let Some(seconds) = access.retry_after() {
+                headers.insert(RETRY_AFTER, seconds.into());
+            }
+            if status == StatusCode::UNAUTHORIZED {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
         }
         if let Some(reason) = self.dropped_reason() {
             headers.insert(DROPPED_REASON, HeaderValue::from_static(reason));
@@ -133,19 +150,24 @@ pub(crate) fn error_json(
 ) -> Bytes {
     let value = if api == Api::Messages {
         let kind = match status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
             404 => "not_found_error",
             408 | 504 => "timeout_error",
             413 => "request_too_large",
+            429 => "rate_limit_error",
             503 => "overloaded_error",
             400..=499 => "invalid_request_error",
             _ => "api_error",
         };
         json!({"type": "error", "error": {"type": kind, "message": message}})
     } else {
-        let kind = if status.is_client_error() {
-            "invalid_request_error"
-        } else {
-            "server_error"
+        let kind = match status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
         };
         json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
     };

@@ -8,6 +8,8 @@
 //! * writes: reservations and observations on endpoints, metrics
 //! * takes no messages: [`GatewayShared`] holds what the node may change, [`GatewayHandle`] drains and stops
 mod answer;
+mod authenticate;
+mod authorize;
 mod body;
 mod budget;
 mod call;

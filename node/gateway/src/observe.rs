@@ -1,8 +1,10 @@
 //! What is measured of one request, from its arrival to its last byte, and where it is recorded.
 
+use crate::authenticate::Session;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::usage::Usage;
 use http::Method;
+use quorate_routing::now_ms;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +47,8 @@ pub(crate) struct Observation {
     response_bytes: u64,
     usage: Usage,
     ended: bool,
+    /// Who is billed for the tokens; open until this is dropped.
+    pub session: Option<Arc<Session>>,
     pub access: Option<Box<AccessEntry>>,
 }
 
@@ -71,6 +75,7 @@ impl Observation {
             response_bytes: 0,
             usage: Usage::default(),
             ended: false,
+            session: None,
             access,
         }
     }
@@ -152,9 +157,18 @@ impl Observation {
                 model.error(code);
             }
         }
+        if let Some(session) = &self.session {
+            session.ongoing.tokens(self.tokens(), now_ms());
+        }
         if let Some(access) = &self.access {
             log_access(access, self, end, duration);
         }
+    }
+
+    /// Tokens of prompt and answer, as far as they are known; a stream that was cut has at least those that were seen.
+    fn tokens(&self) -> u64 {
+        let output = self.usage.output.unwrap_or(self.token_events);
+        self.usage.input.unwrap_or(0).saturating_add(output)
     }
 
     fn record_tpot(&self, output: u64) {

@@ -2,6 +2,8 @@
 
 use crate::answer::AnswerLayer;
 use crate::answer::Answers;
+use crate::authenticate::{Authenticate, AuthenticateLayer};
+use crate::authorize::{Authorize, AuthorizeLayer};
 use crate::body::GatewayBody;
 use crate::client::{Client, InFlight};
 use crate::forward::Forward;
@@ -18,7 +20,7 @@ use std::task::{Context, Poll, ready};
 use tower::{Service, ServiceBuilder};
 
 /// The stages, outermost first.
-type Stages = Trace<Answers<Parse<Forward>>>;
+type Stages = Trace<Answers<Authenticate<Parse<Authorize<Forward>>>>>;
 
 /// Every request of one client connection goes through this, and every request has an answer.
 #[derive(Clone)]
@@ -35,10 +37,12 @@ impl GatewayService {
                 worker: Arc::clone(worker),
                 client: Arc::clone(client),
             })
+            .layer(AuthenticateLayer(Arc::clone(worker)))
             .layer(ParseLayer {
                 worker: Arc::clone(worker),
                 client: Arc::clone(client),
             })
+            .layer(AuthorizeLayer)
             .service(Forward(Arc::clone(worker)));
         Self {
             client: Arc::clone(client),

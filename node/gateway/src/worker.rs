@@ -6,12 +6,13 @@ use crate::metrics::Metrics;
 use crate::tls::{TlsError, UpstreamTls};
 use crate::upstream::Upstreams;
 use arc_swap::ArcSwap;
+use quorate_routing::identity::Authenticator;
 use quorate_routing::{Scheduler, SharedView, now_ms};
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
+use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 
 /// What the node gives to its gateway and may change while it runs.
@@ -20,6 +21,7 @@ pub struct GatewayShared {
     scheduler: Arc<dyn Scheduler>,
     node: ArcSwap<String>,
     ready: AtomicBool,
+    authenticator: OnceLock<Arc<Authenticator>>,
 }
 
 impl GatewayShared {
@@ -35,6 +37,7 @@ impl GatewayShared {
             scheduler,
             node: ArcSwap::from_pointee(node.into()),
             ready: AtomicBool::new(false),
+            authenticator: OnceLock::new(),
         })
     }
 
@@ -46,6 +49,18 @@ impl GatewayShared {
     /// What picks endpoints.
     pub fn scheduler(&self) -> &Arc<dyn Scheduler> {
         &self.scheduler
+    }
+
+    /// From here on clients are asked who they are, by this one. Only the first call counts.
+    pub fn set_authenticator(&self, authenticator: Arc<Authenticator>) {
+        let _ = self.authenticator.set(authenticator);
+    }
+
+    /// Knows who the clients are; `None`: nobody is asked.
+    pub(crate) fn authenticator(&self) -> Option<&Authenticator> {
+        self.authenticator
+            .get()
+            .map(|authenticator| &**authenticator)
     }
 
     /// Changes the node's name.

@@ -56,6 +56,7 @@ impl Service {
                 Ok(Response::new(ApplyResponse {
                     resource,
                     outcome: outcome.into(),
+                    warnings: Vec::new(),
                 }))
             }
             Reply::Rejected(rejection) => Err(status::rejected(rejection, kind_of(&command), name)),
@@ -163,6 +164,7 @@ impl Resources for Service {
         Ok(Response::new(ApplyResponse {
             resource,
             outcome: applied.outcome.into(),
+            warnings: Vec::new(),
         }))
     }
 

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     error::ProposeError,
     network::{Lane, refusal_of},
-    state::{Reply, SCHEMA},
+    state::{Reply, schema_of},
 };
 
 /// Commands in an entry, and their bytes, at most; a larger command goes alone.
@@ -305,7 +305,7 @@ async fn run_batch(group: Arc<Group>, mut batch: Batch) {
     while let Some(remaining) = batch.claim() {
         let count = batch.callers.len() as u64;
         let commands = CommandBatch {
-            schema: SCHEMA,
+            schema: schema_of(&batch.commands),
             commands: std::mem::take(&mut batch.commands),
         };
         let bytes = Bytes::from(commands.encode_to_vec());

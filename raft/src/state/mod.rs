@@ -1,10 +1,12 @@
-//! The replicated control state: a pure function from the log to pools, endpoints, nodes, regions and settings.
+//! The replicated control state: a pure function from the log to pools, endpoints, nodes, regions, settings, scheduling configs
+//! with their history, objectives, model rewrites, tenants and API keys.
 //!
 //! `apply` reads no clock, draws no random number and iterates over ordered tables only, so every node that applies the
 //! same log holds the same state, byte for byte in a snapshot. Whatever changes which commands are accepted, or what they
 //! do, is a new schema: the number in [`SCHEMA`] goes up, and a node refuses an entry that is newer than it knows instead
 //! of applying it in its own way.
 
+mod history;
 mod nodes;
 mod page;
 mod put;
@@ -24,9 +26,10 @@ use std::sync::Arc;
 
 use quorate_proto::{
     store::v1::{Command, CommandBatch, command::Op},
-    v1::Resource,
+    v1::{Kind, Resource},
 };
 
+pub use history::CONFIG_HISTORY;
 pub use page::{BadPageToken, ListFilter, MAX_PAGE_SIZE, Page};
 pub use records::{RestoreError, StateRestore};
 pub use reply::Reply;
@@ -38,7 +41,23 @@ use reply::{Done, invalid, key_reused, precondition};
 use tables::{Origin, Tables};
 
 /// Version of the commands and snapshot records that this build writes, and the newest that it reads.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+
+/// The schema that these commands need: 2 if one is about a kind that schema 1 did not have. Entries carry the lowest that
+/// does, so that nodes of the version before keep up for as long as nobody uses what they do not know.
+pub(crate) fn schema_of(commands: &[Command]) -> u32 {
+    let is_new = |kind: i32| kind > Kind::Setting as i32;
+    let needs = |command: &Command| match &command.op {
+        Some(Op::Put(put)) => put
+            .resource
+            .as_ref()
+            .is_some_and(|r| is_new(r.kind() as i32)),
+        Some(Op::Delete(delete)) => is_new(delete.kind),
+        // A pool's deletion asks whether a new kind refers to it; without one the answer is that of schema 1.
+        _ => false,
+    };
+    if commands.iter().any(needs) { 2 } else { 1 }
+}
 
 /// The id of the node that founds the cluster. Every other id is the revision of the node's registration.
 pub const FOUNDER_ID: u64 = 1;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use quorate_proto::{
     store::v1::{DeleteResource, PutResource, Rejection},
-    v1::{EndpointSpec, Kind, Resource, resource::Spec},
+    v1::{ApiKeySpec, EndpointSpec, Kind, Resource, resource::Spec},
 };
 
 use super::{
@@ -36,6 +36,12 @@ impl Tables {
                 "nodes are written by the cluster itself when they join",
             ));
         }
+        if kind == Kind::ConfigRevision {
+            return Err(invalid(
+                "spec.config_revision",
+                "config revisions are written by the cluster itself: apply the scheduling config",
+            ));
+        }
         expect_version(kind, next.name(), put.expected_version, existing.as_deref())?;
         let Resource { metadata, spec } = &mut next;
         let name = metadata.as_ref().map_or("", |m| m.name.as_str());
@@ -44,9 +50,65 @@ impl Tables {
                 self.complete_endpoint(endpoint, existing.as_deref(), origin)?
             }
             Some(Spec::Pool(pool)) if pool.fallback => self.check_only_fallback(name)?,
+            Some(Spec::SchedulingConfig(config)) => {
+                self.check_pool(&config.pool)?;
+                self.check_only_config(name, &config.pool)?;
+            }
+            Some(Spec::Objective(objective)) => self.check_pool(&objective.pool)?,
+            Some(Spec::ModelRewrite(rewrite)) => self.check_pool(&rewrite.pool)?,
+            Some(Spec::ApiKey(key)) => self.check_key(name, key)?,
             _ => {}
         }
-        Ok(self.write(next, existing, origin, events))
+        let (written, outcome) = self.write(next, existing, origin, events);
+        self.keep_revision(&written, origin, events);
+        Ok((written, outcome))
+    }
+
+    /// Refuses a reference to a pool that is not there. The empty name stands for all pools.
+    fn check_pool(&self, pool: &str) -> Result<(), Rejection> {
+        if pool.is_empty() || self.get(Kind::Pool, pool).is_some() {
+            return Ok(());
+        }
+        Err(precondition(format!(
+            "pool {pool:?} does not exist: apply the pool before what is for it"
+        )))
+    }
+
+    fn check_only_config(&self, name: &str, pool: &str) -> Result<(), Rejection> {
+        let of_pool = |r: &&Arc<Resource>| r.scheduling_config().is_some_and(|c| c.pool == pool);
+        match self
+            .list(Kind::SchedulingConfig)
+            .filter(of_pool)
+            .find(|r| r.name() != name)
+        {
+            Some(other) => Err(precondition(format!(
+                "pool {pool:?} has the scheduling config {:?} already, and there can be only one: change or delete that",
+                other.name()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// A key must belong to a tenant and be nobody else's.
+    fn check_key(&self, name: &str, key: &ApiKeySpec) -> Result<(), Rejection> {
+        if self.get(Kind::Tenant, &key.tenant).is_none() {
+            return Err(precondition(format!(
+                "tenant {:?} does not exist: apply the tenant before its keys",
+                key.tenant
+            )));
+        }
+        let same = |r: &&Arc<Resource>| r.api_key().is_some_and(|k| k.sha256 == key.sha256);
+        match self
+            .list(Kind::ApiKey)
+            .filter(same)
+            .find(|r| r.name() != name)
+        {
+            Some(other) => Err(precondition(format!(
+                "API key {:?} has the same digest: a key is kept under one name",
+                other.name()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Fills in what an endpoint leaves open and checks what it refers to.
@@ -125,9 +187,30 @@ impl Tables {
         };
         expect_version(kind, name, delete.expected_version, Some(&existing))?;
         match kind {
-            Kind::Pool => self.check_unused(kind, name, Kind::Endpoint, |r| {
-                r.endpoint().map(|e| &e.pool)
-            })?,
+            Kind::Pool => {
+                self.check_unused(kind, name, Kind::Endpoint, |r| {
+                    r.endpoint().map(|e| &e.pool)
+                })?;
+                self.check_unused(kind, name, Kind::SchedulingConfig, |r| {
+                    r.scheduling_config().map(|c| &c.pool)
+                })?;
+                self.check_unused(kind, name, Kind::Objective, |r| {
+                    r.objective().map(|o| &o.pool)
+                })?;
+                self.check_unused(kind, name, Kind::ModelRewrite, |r| {
+                    r.model_rewrite().map(|r| &r.pool)
+                })?;
+            }
+            Kind::Tenant => {
+                self.check_unused(kind, name, Kind::ApiKey, |r| r.api_key().map(|k| &k.tenant))?
+            }
+            Kind::ConfigRevision => {
+                return Err(invalid(
+                    "kind",
+                    "config revisions are not deleted by themselves: they go with their scheduling config",
+                ));
+            }
+            Kind::SchedulingConfig => self.forget_revisions(name, events),
             Kind::Region => {
                 self.check_unused(kind, name, Kind::Endpoint, |r| {
                     r.endpoint().map(|e| &e.region)
@@ -163,8 +246,10 @@ impl Tables {
             0 => String::new(),
             n => format!(" and {n} more"),
         };
-        let discovered = match kind {
-            Kind::Pool => " (and the pool's discovery first, if it declares them)",
+        let discovered = match user {
+            Kind::Endpoint if kind == Kind::Pool => {
+                " (and the pool's discovery first, if it declares them)"
+            }
             _ => "",
         };
         let (kind, user) = (kind_name(kind), kind_name(user));

@@ -1,18 +1,25 @@
 //! Typed access to the parts of a resource message.
 
 use quorate_proto::v1::{
-    EndpointSpec, Kind, Metadata, NodeSpec, PoolSpec, RegionSpec, Resource, SettingSpec,
+    ApiKeySpec, ConfigRevisionSpec, EndpointSpec, Kind, Metadata, ModelRewriteSpec, NodeSpec,
+    ObjectiveSpec, PoolSpec, RegionSpec, Resource, SchedulingConfigSpec, SettingSpec, TenantSpec,
     resource::Spec,
 };
 
 /// Every kind, in the order in which listings, watches and snapshots go through them: what is referred to comes before
 /// what refers to it.
-pub const KINDS: [Kind; 5] = [
+pub const KINDS: [Kind; 11] = [
     Kind::Region,
     Kind::Node,
     Kind::Pool,
     Kind::Endpoint,
     Kind::Setting,
+    Kind::SchedulingConfig,
+    Kind::ConfigRevision,
+    Kind::Objective,
+    Kind::ModelRewrite,
+    Kind::Tenant,
+    Kind::ApiKey,
 ];
 
 /// Reads a [`Resource`] without unpacking its options at every place. Resources in the state always have metadata and a
@@ -38,6 +45,18 @@ pub trait ResourceExt {
     fn region(&self) -> Option<&RegionSpec>;
     /// The spec, if this is a setting.
     fn setting(&self) -> Option<&SettingSpec>;
+    /// The spec, if this is a scheduling config.
+    fn scheduling_config(&self) -> Option<&SchedulingConfigSpec>;
+    /// The spec, if this is a version of a scheduling config.
+    fn config_revision(&self) -> Option<&ConfigRevisionSpec>;
+    /// The spec, if this is an objective.
+    fn objective(&self) -> Option<&ObjectiveSpec>;
+    /// The spec, if this is a model rewrite.
+    fn model_rewrite(&self) -> Option<&ModelRewriteSpec>;
+    /// The spec, if this is a tenant.
+    fn tenant(&self) -> Option<&TenantSpec>;
+    /// The spec, if this is an API key.
+    fn api_key(&self) -> Option<&ApiKeySpec>;
 }
 
 fn meta(resource: &Resource) -> Option<&Metadata> {
@@ -52,6 +71,12 @@ impl ResourceExt for Resource {
             Some(Spec::Node(_)) => Kind::Node,
             Some(Spec::Region(_)) => Kind::Region,
             Some(Spec::Setting(_)) => Kind::Setting,
+            Some(Spec::SchedulingConfig(_)) => Kind::SchedulingConfig,
+            Some(Spec::ConfigRevision(_)) => Kind::ConfigRevision,
+            Some(Spec::Objective(_)) => Kind::Objective,
+            Some(Spec::ModelRewrite(_)) => Kind::ModelRewrite,
+            Some(Spec::Tenant(_)) => Kind::Tenant,
+            Some(Spec::ApiKey(_)) => Kind::ApiKey,
             None => Kind::Unspecified,
         }
     }
@@ -111,6 +136,48 @@ impl ResourceExt for Resource {
             _ => None,
         }
     }
+
+    fn scheduling_config(&self) -> Option<&SchedulingConfigSpec> {
+        match &self.spec {
+            Some(Spec::SchedulingConfig(spec)) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn config_revision(&self) -> Option<&ConfigRevisionSpec> {
+        match &self.spec {
+            Some(Spec::ConfigRevision(spec)) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn objective(&self) -> Option<&ObjectiveSpec> {
+        match &self.spec {
+            Some(Spec::Objective(spec)) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn model_rewrite(&self) -> Option<&ModelRewriteSpec> {
+        match &self.spec {
+            Some(Spec::ModelRewrite(spec)) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn tenant(&self) -> Option<&TenantSpec> {
+        match &self.spec {
+            Some(Spec::Tenant(spec)) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn api_key(&self) -> Option<&ApiKeySpec> {
+        match &self.spec {
+            Some(Spec::ApiKey(spec)) => Some(spec),
+            _ => None,
+        }
+    }
 }
 
 /// How a kind is called in messages to people.
@@ -122,5 +189,11 @@ pub fn kind_name(kind: Kind) -> &'static str {
         Kind::Node => "node",
         Kind::Region => "region",
         Kind::Setting => "setting",
+        Kind::SchedulingConfig => "scheduling config",
+        Kind::ConfigRevision => "config revision",
+        Kind::Objective => "objective",
+        Kind::ModelRewrite => "model rewrite",
+        Kind::Tenant => "tenant",
+        Kind::ApiKey => "API key",
     }
 }

@@ -9,7 +9,10 @@ use quorate_proto::{
     v1::{ApplyOutcome, Kind, Metadata, Resource},
 };
 
-use super::{ChangeEvent, ChangeType, resource::ResourceExt as _};
+use super::{
+    ChangeEvent, ChangeType,
+    resource::{KINDS, ResourceExt as _},
+};
 
 type ByName = OrdMap<Arc<str>, Arc<Resource>>;
 
@@ -23,13 +26,13 @@ pub(crate) struct Tables {
     /// by two changes of one log entry.
     pub(super) revision: u64,
     /// Indexed by [`slot`].
-    pub(super) kinds: [ByName; 5],
+    pub(super) kinds: [ByName; KINDS.len()],
     /// By instance.
     pub(super) removed: OrdMap<Arc<str>, Arc<RemovedNode>>,
 }
 
 /// Latest time that a protobuf timestamp can carry: the end of the year 9999.
-const MAX_UNIX_MS: i64 = 253_402_300_799_999;
+pub(super) const MAX_UNIX_MS: i64 = 253_402_300_799_999;
 
 fn slot(kind: Kind) -> Option<usize> {
     match kind {
@@ -39,6 +42,12 @@ fn slot(kind: Kind) -> Option<usize> {
         Kind::Node => Some(2),
         Kind::Region => Some(3),
         Kind::Setting => Some(4),
+        Kind::SchedulingConfig => Some(5),
+        Kind::ConfigRevision => Some(6),
+        Kind::Objective => Some(7),
+        Kind::ModelRewrite => Some(8),
+        Kind::Tenant => Some(9),
+        Kind::ApiKey => Some(10),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod fixtures;
 mod model;
+mod scheduling;
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,9 @@
 //! The API runs these before it proposes a command and apply runs them again, so they are pure. They are part of the
 //! schema: nodes that disagreed about them would apply the same log to different states.
 
+mod identity;
 mod pool;
+mod scheduling;
 
 #[cfg(test)]
 mod tests;
@@ -60,10 +62,7 @@ pub fn canonical(resource: &Resource) -> Result<Resource, FieldError> {
     annotations(&metadata.annotations)?;
     let spec = match &resource.spec {
         None => {
-            return fail(
-                "spec",
-                "must be set: one of pool, endpoint, region, setting",
-            );
+            return fail("spec", "must be set, to a kind that this node knows");
         }
         Some(Spec::Pool(spec)) => {
             pool::check(spec)?;
@@ -81,6 +80,28 @@ pub fn canonical(resource: &Resource) -> Result<Resource, FieldError> {
         Some(Spec::Setting(spec)) => {
             setting(spec)?;
             Spec::Setting(spec.clone())
+        }
+        Some(Spec::SchedulingConfig(spec)) => {
+            scheduling::config(&metadata.name, spec)?;
+            Spec::SchedulingConfig(spec.clone())
+        }
+        // Written by apply itself, out of a config that was checked.
+        Some(Spec::ConfigRevision(spec)) => Spec::ConfigRevision(spec.clone()),
+        Some(Spec::Objective(spec)) => {
+            scheduling::objective(spec)?;
+            Spec::Objective(spec.clone())
+        }
+        Some(Spec::ModelRewrite(spec)) => {
+            scheduling::model_rewrite(spec)?;
+            Spec::ModelRewrite(spec.clone())
+        }
+        Some(Spec::Tenant(spec)) => {
+            identity::tenant(spec)?;
+            Spec::Tenant(spec.clone())
+        }
+        Some(Spec::ApiKey(spec)) => {
+            identity::api_key(spec)?;
+            Spec::ApiKey(spec.clone())
         }
     };
     let metadata = Metadata {

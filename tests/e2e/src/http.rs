@@ -101,12 +101,25 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<Response<Incoming>> {
+        self.send_with(method, path, &[], body).await
+    }
+
+    async fn send_with(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", self.address.to_string());
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body))?;
         let answer = async {
@@ -123,7 +136,24 @@ impl Client {
     /// # Errors
     /// The connection broke, or the answer did not end in time.
     pub async fn call(&mut self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Reply> {
-        let (head, body) = self.send(method, path, body).await?.into_parts();
+        self.call_with(method, path, &[], body).await
+    }
+
+    /// Sends a request with these headers and reads the whole answer.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn call_with(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> anyhow::Result<Reply> {
+        let (head, body) = self
+            .send_with(method, path, headers, body)
+            .await?
+            .into_parts();
         let body = tokio::time::timeout(TIMEOUT, body.collect())
             .await
             .context("the answer does not end")??;

@@ -10,6 +10,7 @@ use tonic::Code;
 
 use super::{
     endpoint::wait_until_ready,
+    for_pool::for_pools,
     source::{Declared, Warnings, read_all},
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     client::{Client, ClientArgs, new_key},
     kind,
     manifest::duration,
-    output::{Format, full_name, write_documents},
+    output::{Format, full_name, plain, write_documents},
 };
 
 /// Requests that are made at the same time.
@@ -29,11 +30,14 @@ const PARALLEL: usize = 16;
     long_about = "Create or change resources from manifests\n\n\
         Everything is read and checked, by this program and by the server, before anything is written; each error names its \
         file, line and field. Resources are written in the order in which they depend on each other: regions, pools, \
-        endpoints, settings. An llm-d InferencePool is accepted as it is; what has no meaning here is named in a warning.",
+        endpoints, settings, scheduling configs, objectives, model rewrites, tenants, API keys. llm-d's InferencePool, \
+        EndpointPickerConfig, InferenceObjective and InferenceModelRewrite are accepted as they are; what has no meaning here \
+        is named in a warning.",
     after_help = format!("\
 Examples:
   quorate apply -f pools.yaml
   quorate apply -f ./manifests --dry-run
+  quorate apply -f epp-config.yaml --pool chat
   quorate get pool chat -o yaml | sed 's/vllm/sglang/' | quorate apply -f - --expected-version file
 
 A manifest:
@@ -53,6 +57,9 @@ pub struct ApplyArgs {
     /// A manifest, a directory of manifests, or - for standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
     file: Vec<PathBuf>,
+    /// The pool that an EndpointPickerConfig is for; unless it says, or there is only one pool
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
     /// Let the server check everything and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -95,7 +102,7 @@ impl Expected {
 
 pub(super) async fn execute(args: ApplyArgs, io: &mut Io<'_>) -> Result<Exit, Failure> {
     let client = Client::new(&args.client)?;
-    let declared = read_all(
+    let mut declared = read_all(
         &args.file,
         if args.strict {
             Warnings::Refuse
@@ -104,16 +111,27 @@ pub(super) async fn execute(args: ApplyArgs, io: &mut Io<'_>) -> Result<Exit, Fa
         },
         io,
     )?;
+    for_pools(&client, &mut declared, args.pool.as_deref()).await?;
     let requests = requests(&declared, args.expected_version)?;
 
     let mut checked = Vec::new();
-    if args.dry_run || requests.len() > 1 {
+    if args.dry_run || args.strict || requests.len() > 1 {
         checked = check(&client, &declared, &requests, io).await?;
+        let warned = tell_warnings(&declared, &checked, io)?;
+        if warned && args.strict {
+            return Err(Failure::new(
+                Exit::Invalid,
+                "there are warnings, which --strict takes for errors",
+            ));
+        }
     }
     if args.dry_run {
         return report(&checked, args.output.as_deref(), " (dry run)", io);
     }
     let (applied, failed) = write(&client, &declared, &requests, io).await?;
+    if checked.is_empty() {
+        tell_warnings(&declared, &applied, io)?;
+    }
     report(&applied, args.output.as_deref(), "", io)?;
     if let Some(failure) = failed {
         return Err(failure);
@@ -201,6 +219,7 @@ async fn check(
                 responses.push(ApplyResponse {
                     resource: Some(this.document.resource.clone()),
                     outcome: ApplyOutcome::Created.into(),
+                    warnings: Vec::new(),
                 });
             }
             // Whatever else is wrong, no other document can be checked now.
@@ -228,6 +247,10 @@ fn depends_on_planned(this: &Declared, declared: &[Declared]) -> bool {
         Some(Spec::Endpoint(spec)) => {
             is_planned(Kind::Pool, &spec.pool) || is_planned(Kind::Region, &spec.region)
         }
+        Some(Spec::SchedulingConfig(spec)) => is_planned(Kind::Pool, &spec.pool),
+        Some(Spec::Objective(spec)) => is_planned(Kind::Pool, &spec.pool),
+        Some(Spec::ModelRewrite(spec)) => is_planned(Kind::Pool, &spec.pool),
+        Some(Spec::ApiKey(spec)) => is_planned(Kind::Tenant, &spec.tenant),
         Some(Spec::Pool(spec)) => {
             let gives_way =
                 |other: &Declared| other.document.kind == Kind::Pool && !other.is_fallback_pool();
@@ -280,6 +303,23 @@ async fn write(
         writeln!(io.err, "warning: {left} documents after it were not tried")?;
     }
     Ok((applied, failure))
+}
+
+/// Passes on what the server remarked. The responses are those of the first documents, in order. True if there was anything.
+fn tell_warnings(
+    declared: &[Declared],
+    responses: &[ApplyResponse],
+    io: &mut Io<'_>,
+) -> Result<bool, Failure> {
+    let mut any = false;
+    for (this, response) in declared.iter().zip(responses) {
+        for warning in &response.warnings {
+            any = true;
+            let place = format!("{}:{}: {}", this.file, this.document.line, this.full_name());
+            writeln!(io.err, "warning: {}", plain(&format!("{place}: {warning}")))?;
+        }
+    }
+    Ok(any)
 }
 
 /// Reports all failures but the last, which it returns for the caller to report.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use quorate_proto::v1::{DeleteRequest, Kind};
 
 use super::{
+    for_pool::for_pools,
     source::{Warnings, read_all},
     target,
 };
@@ -37,6 +38,9 @@ pub struct DeleteArgs {
     /// Delete what a manifest declares; may be repeated
     #[arg(short, long = "file", value_name = "FILE|DIR|-")]
     file: Vec<PathBuf>,
+    /// The pool that an EndpointPickerConfig of a manifest is for
+    #[arg(long, value_name = "NAME", requires = "file")]
+    pool: Option<String>,
     /// Only delete it if it has this version
     #[arg(long, value_name = "VERSION")]
     expected_version: Option<u64>,
@@ -53,7 +57,8 @@ pub(super) async fn execute(args: DeleteArgs, io: &mut Io<'_>) -> Result<Exit, F
         target::parse_names(&args.target)?
     } else {
         // In the order of application, backwards: what refers to something goes before it.
-        let declared = read_all(&args.file, Warnings::Ignore, io)?;
+        let mut declared = read_all(&args.file, Warnings::Ignore, io)?;
+        for_pools(&client, &mut declared, args.pool.as_deref()).await?;
         declared
             .iter()
             .rev()

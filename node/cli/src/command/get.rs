@@ -8,7 +8,7 @@ use super::target::{self, Target};
 use crate::{
     EXIT_CODES, Exit, Failure, Io,
     client::{Client, ClientArgs},
-    kind::{KINDS, KindNames},
+    kind::{KINDS, KindNames, is_declared},
     manifest::duration,
     output::{Format, resources, write_documents},
 };
@@ -17,8 +17,9 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "List resources or show some of them\n\n\
-        Kinds: pools (po), endpoints (ep), nodes (no), regions (reg), settings (set), and all for everything that was \
-        declared (all but the nodes). What -o yaml and -o json write can be applied again.",
+        Kinds: pools (po), endpoints (ep), nodes (no), regions (reg), settings (set), schedulingconfigs (sc), \
+        configrevisions (cr), objectives (obj), modelrewrites (mr), tenants (tn), apikeys (ak), and all for everything that \
+        was declared (all but nodes and config revisions). What -o yaml and -o json write can be applied again.",
     after_help = format!("\
 Examples:
   quorate get pools
@@ -85,7 +86,7 @@ pub(super) async fn execute(args: GetArgs, io: &mut Io<'_>) -> Result<Exit, Fail
                 return Err(Failure::new(Exit::Usage, "--pool is for endpoints"));
             }
             let (mut kinds, mut last) = (Vec::new(), None);
-            for KindNames { kind, .. } in KINDS.iter().filter(|names| names.kind != Kind::Node) {
+            for KindNames { kind, .. } in KINDS.iter().filter(|names| is_declared(names.kind)) {
                 let (resources, stamp) = list(&client, *kind, &filter).await?;
                 kinds.push((*kind, resources));
                 last = stamp;

@@ -7,9 +7,12 @@ mod completions;
 mod delete;
 mod describe;
 mod endpoint;
+mod for_pool;
 mod get;
+mod key;
 mod source;
 mod target;
+mod tenant;
 mod watch;
 
 use crate::{Exit, Failure, Io};
@@ -29,6 +32,10 @@ pub enum Command {
     Watch(watch::WatchArgs),
     /// See and drain endpoints
     Endpoint(endpoint::EndpointArgs),
+    /// See and change who may send requests
+    Tenant(tenant::TenantArgs),
+    /// Make, see and revoke the keys that clients show
+    Key(key::KeyArgs),
     /// See and change the membership of the cluster
     Cluster(cluster::ClusterArgs),
     /// Make the cluster's CA, and certificates for nodes and clients
@@ -50,6 +57,8 @@ impl Command {
             Self::Delete(args) => delete::execute(args, io).await,
             Self::Watch(args) => watch::execute(args, io).await,
             Self::Endpoint(args) => endpoint::execute(args, io).await,
+            Self::Tenant(args) => tenant::execute(args, io).await,
+            Self::Key(args) => key::execute(args, io).await,
             Self::Cluster(args) => cluster::execute(args, io).await,
             Self::Certs(args) => certs::execute(args, io),
             Self::Completions(args) => completions::execute(&args, parser(), io),

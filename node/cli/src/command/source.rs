@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A document and the file that it is from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Declared {
     pub document: Document,
     pub file: String,
@@ -120,7 +120,10 @@ pub(super) fn read_all(
     Ok(declared)
 }
 
-fn read_texts(paths: &[PathBuf], io: &mut Io<'_>) -> Result<Vec<(String, String)>, Failure> {
+pub(super) fn read_texts(
+    paths: &[PathBuf],
+    io: &mut Io<'_>,
+) -> Result<Vec<(String, String)>, Failure> {
     let mut texts = Vec::new();
     for path in paths {
         if path.as_os_str() == "-" {

@@ -27,6 +27,27 @@ impl Findings {
         });
     }
 
+    /// Remembers the line of every field in a value that is handed on as it is.
+    pub fn keep_lines(&mut self, node: &Node, path: &str) {
+        match &node.value {
+            Value::Map(entries) => {
+                for (key, node) in entries {
+                    let path = format!("{path}.{}", key.name);
+                    self.lines.insert(path.clone(), key.line);
+                    self.keep_lines(node, &path);
+                }
+            }
+            Value::Seq(items) => {
+                for (i, node) in items.iter().enumerate() {
+                    let path = format!("{path}[{i}]");
+                    self.lines.insert(path.clone(), node.line);
+                    self.keep_lines(node, &path);
+                }
+            }
+            _ => {}
+        }
+    }
+
     pub fn warning(&mut self, line: u64, path: &str, message: impl Into<String>) {
         self.warnings.push(Problem {
             line,
@@ -168,6 +189,37 @@ impl<'n, 'f> Fields<'n, 'f> {
             .and_then(|n| u32::try_from(n).ok())
     }
 
+    /// A whole number of 32 bits that may be negative.
+    pub fn signed(&mut self, name: &'static str) -> Option<i32> {
+        let node = self.take(name)?;
+        let range = format!("must be a whole number from {} to {}", i32::MIN, i32::MAX);
+        match &node.value {
+            Value::Int(number) => match i32::try_from(*number) {
+                Ok(number) => return Some(number),
+                Err(_) => self.problem(node.line, name, format!("{range}, not {number}")),
+            },
+            other => self.problem(node.line, name, format!("{range}, not {}", other.is_a())),
+        }
+        None
+    }
+
+    /// A number that need not be whole.
+    pub fn fraction(&mut self, name: &'static str) -> Option<f64> {
+        let node = self.take(name)?;
+        match &node.value {
+            Value::Float(number) if number.is_finite() => Some(*number),
+            Value::Int(number) => Some(*number as f64),
+            other => {
+                self.problem(
+                    node.line,
+                    name,
+                    format!("must be a number, not {}", other.is_a()),
+                );
+                None
+            }
+        }
+    }
+
     /// A port.
     pub fn port(&mut self, name: &'static str) -> Option<u32> {
         self.number(name, 1, 65535)
@@ -247,6 +299,23 @@ impl<'n, 'f> Fields<'n, 'f> {
         let value = read(&mut fields);
         fields.close();
         Some(value)
+    }
+
+    /// A list of objects, each read by `read`.
+    pub fn sections<T>(
+        &mut self,
+        name: &'static str,
+        read: impl Fn(&mut Fields<'n, '_>) -> T,
+    ) -> Vec<T> {
+        let path = self.path_of(name);
+        let mut values = Vec::new();
+        for (i, item) in self.list(name).iter().enumerate() {
+            if let Some(mut inner) = Fields::of(item, &format!("{path}[{i}]"), self.findings) {
+                values.push(read(&mut inner));
+                inner.close();
+            }
+        }
+        values
     }
 
     /// One of the given words.

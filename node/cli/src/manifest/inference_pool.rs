@@ -3,10 +3,11 @@
 //! What Kubernetes needs it for and Quorate does not (the endpoint picker's address, the namespace, the status) is named in
 //! a warning. Fields: https://gateway-api-inference-extension.sigs.k8s.io/reference/spec/
 
-use quorate_proto::v1::{Metadata, PoolSpec, Resource, resource::Spec};
+use quorate_proto::v1::{PoolSpec, Resource, resource::Spec};
 
 use super::{
-    Fields, Findings, name_error,
+    Fields, Findings,
+    foreign::{part, read_metadata, warn_of_leftovers},
     node::{Node, Value},
     own::APP_PROTOCOLS,
 };
@@ -40,55 +41,6 @@ pub(super) fn read(root: &Node, findings: &mut Findings) -> Option<(Resource, Op
         },
         None,
     ))
-}
-
-/// Like [`Fields::section`], but what is not known is a warning.
-fn part<'n, T>(
-    fields: &mut Fields<'n, '_>,
-    name: &'static str,
-    read: impl FnOnce(&mut Fields<'n, '_>) -> T,
-) -> Option<T> {
-    let node = fields.take(name)?;
-    let path = fields.path_of(name);
-    let mut inner = Fields::of(node, &path, fields.findings)?;
-    let value = read(&mut inner);
-    warn_of_leftovers(&mut inner);
-    Some(value)
-}
-
-fn warn_of_leftovers(fields: &mut Fields<'_, '_>) {
-    for (name, line) in fields.leftovers() {
-        let path = fields.path_of(name);
-        let hint = fields.hint(name);
-        fields.findings.warning(
-            line,
-            &path,
-            format!("has no meaning here and is ignored{hint}"),
-        );
-    }
-}
-
-fn read_metadata(fields: &mut Fields<'_, '_>) -> Metadata {
-    let name = fields.required_text("name").unwrap_or_default();
-    if let Some(error) = name_error(&name).filter(|_| !name.is_empty()) {
-        let line = fields.line_of("name");
-        fields.problem(line, "name", error);
-    }
-    let (labels, annotations) = (fields.strings("labels"), fields.strings("annotations"));
-    if fields.take("namespace").is_some() {
-        let (path, line) = (fields.path_of("namespace"), fields.line_of("namespace"));
-        fields.findings.warning(
-            line,
-            &path,
-            "is ignored: there are no namespaces, a pool's name is unique in the cluster",
-        );
-    }
-    Metadata {
-        name,
-        labels,
-        annotations,
-        ..Metadata::default()
-    }
 }
 
 fn read_spec(fields: &mut Fields<'_, '_>) -> PoolSpec {

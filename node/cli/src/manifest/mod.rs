@@ -1,16 +1,20 @@
 //! Manifests: what `apply -f` reads and `get -o yaml` writes.
 //!
 //! A file holds one or more documents in YAML (or JSON, which is YAML too), each `apiVersion: quorate/v1` with a kind,
-//! metadata and a spec, or an llm-d InferencePool. Reading is strict (an unknown field is an error that suggests the right
+//! metadata and a spec, or one of llm-d's InferencePool, EndpointPickerConfig, InferenceObjective and InferenceModelRewrite. Reading is strict (an unknown field is an error that suggests the right
 //! one) and finds everything that is wrong in one go. What is written can be applied again.
 
 pub mod duration;
 mod fields;
+mod foreign;
 mod inference_pool;
+mod llmd;
 mod node;
 mod own;
 mod path;
 mod render;
+mod scheduling;
+mod tenancy;
 mod tree;
 
 #[cfg(test)]
@@ -28,9 +32,11 @@ use fields::{Fields, Findings};
 use node::{Node, Value};
 
 pub(crate) use fields::suggestion;
+pub use llmd::POOL_ANNOTATION;
 pub use path::field_in_manifest;
 pub(crate) use render::engine_word;
 pub use render::{manifest_of, timestamp};
+pub(crate) use tenancy::hex;
 pub use tree::Tree;
 
 /// The `apiVersion` of Quorate's own manifests.
@@ -157,7 +163,7 @@ pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
     let mut findings = Findings::default();
     let mut documents = Vec::new();
     for root in &roots {
-        read_document(root, &mut findings, &mut documents);
+        read_document(root, text, &mut findings, &mut documents);
     }
     find_repeated(&documents, &mut findings);
     if !findings.problems.is_empty() {
@@ -186,7 +192,8 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim().to_owned()
 }
 
-fn read_document(root: &Node, findings: &mut Findings, documents: &mut Vec<Document>) {
+/// `text` is where the document can be cut out by its lines.
+fn read_document(root: &Node, text: &str, findings: &mut Findings, documents: &mut Vec<Document>) {
     let Value::Map(_) = &root.value else {
         findings.problem(
             root.line,
@@ -213,7 +220,7 @@ fn read_document(root: &Node, findings: &mut Findings, documents: &mut Vec<Docum
                 return;
             };
             for item in items {
-                read_document(item, findings, documents);
+                read_document(item, "", findings, documents);
             }
         }
         (Some(API_VERSION), Some(kind)) => {
@@ -222,6 +229,14 @@ fn read_document(root: &Node, findings: &mut Findings, documents: &mut Vec<Docum
         (Some(api), Some("InferencePool")) if inference_pool::is_group_of(api) => {
             add(
                 inference_pool::read(root, findings),
+                root,
+                findings,
+                documents,
+            );
+        }
+        (Some(api), Some(kind)) if llmd::is_known(api, kind) => {
+            add(
+                llmd::read(root, kind, text, findings),
                 root,
                 findings,
                 documents,

@@ -8,6 +8,7 @@ use quorate_proto::v1::{
 use super::{
     Fields, Findings, Tree, name_error,
     node::{Node, Value},
+    scheduling, tenancy,
 };
 use crate::kind::KINDS;
 
@@ -48,6 +49,33 @@ pub(super) fn read(
             fields.section("spec", read_region).unwrap_or_default(),
         )),
         Some(Kind::Setting) => fields.section("spec", read_setting).map(Spec::Setting),
+        Some(Kind::SchedulingConfig) => fields
+            .section("spec", scheduling::read_config)
+            .map(Spec::SchedulingConfig),
+        Some(Kind::Objective) => Some(Spec::Objective(
+            fields
+                .section("spec", scheduling::read_objective)
+                .unwrap_or_default(),
+        )),
+        Some(Kind::ModelRewrite) => fields
+            .section("spec", scheduling::read_rewrite)
+            .map(Spec::ModelRewrite),
+        Some(Kind::Tenant) => Some(Spec::Tenant(
+            fields
+                .section("spec", tenancy::read_tenant)
+                .unwrap_or_default(),
+        )),
+        Some(Kind::ApiKey) => fields
+            .section("spec", tenancy::read_api_key)
+            .map(Spec::ApiKey),
+        Some(Kind::ConfigRevision) => {
+            fields.problem(
+                kind_line,
+                "kind",
+                "ConfigRevision is written by the cluster itself (apply a SchedulingConfig, or `quorate config rollback`)",
+            );
+            return None;
+        }
         Some(_) => {
             fields.problem(
                 kind_line,
@@ -60,7 +88,7 @@ pub(super) fn read(
             let words = KINDS
                 .iter()
                 .map(|names| names.manifest)
-                .filter(|word| *word != "Node");
+                .filter(|word| !matches!(*word, "Node" | "ConfigRevision"));
             let hint = super::suggestion(kind, words.clone());
             let list = words.collect::<Vec<_>>().join(", ");
             fields.problem(

@@ -8,7 +8,19 @@ pub fn field_in_manifest(path: &str) -> String {
         // The name of the spec's kind is not in a manifest: it is said by `kind:`.
         if i == 1
             && out == "spec"
-            && matches!(segment, "pool" | "endpoint" | "node" | "region" | "setting")
+            && matches!(
+                segment,
+                "pool"
+                    | "endpoint"
+                    | "node"
+                    | "region"
+                    | "setting"
+                    | "scheduling_config"
+                    | "objective"
+                    | "model_rewrite"
+                    | "tenant"
+                    | "api_key"
+            )
         {
             continue;
         }
@@ -59,6 +71,15 @@ mod tests {
             ("resource.metadata.name", "metadata.name"),
             ("metadata.labels.my_key", "metadata.labels.my_key"),
             ("metadata.labels[my_key]", "metadata.labels[my_key]"),
+            (
+                "spec.scheduling_config.config.plugins[2].type",
+                "spec.config.plugins[2].type",
+            ),
+            (
+                "spec.tenant.limits.tokens_per_minute",
+                "spec.limits.tokensPerMinute",
+            ),
+            ("spec.api_key.tenant", "spec.tenant"),
             ("idempotency_key", "idempotencyKey"),
             ("", ""),
         ] {

@@ -2,11 +2,11 @@
 
 use prost_types::Timestamp;
 use quorate_proto::v1::{
-    BreakerPolicy, Discovery, EndpointSpec, HealthPolicy, Metadata, NodeSpec, PoolSpec, Resource,
-    SettingSpec, discovery::Source, resource::Spec,
+    BreakerPolicy, ConfigRevisionSpec, Discovery, EndpointSpec, HealthPolicy, Metadata, NodeSpec,
+    PoolSpec, Resource, SettingSpec, discovery::Source, resource::Spec,
 };
 
-use super::{API_VERSION, Tree, duration, own::ENGINES};
+use super::{API_VERSION, Tree, duration, own::ENGINES, scheduling, tenancy};
 use crate::kind;
 
 /// The manifest of a resource. What is unset is left out.
@@ -31,6 +31,12 @@ pub fn manifest_of(resource: &Resource) -> Tree {
             tree.put_some("spec", region);
         }
         Some(Spec::Setting(spec)) => tree.put("spec", setting(spec)),
+        Some(Spec::SchedulingConfig(spec)) => tree.put("spec", scheduling::config_tree(spec)),
+        Some(Spec::ConfigRevision(spec)) => tree.put("spec", revision(spec)),
+        Some(Spec::Objective(spec)) => tree.put("spec", scheduling::objective_tree(spec)),
+        Some(Spec::ModelRewrite(spec)) => tree.put("spec", scheduling::rewrite_tree(spec)),
+        Some(Spec::Tenant(spec)) => tree.put_some("spec", tenancy::tenant_tree(spec)),
+        Some(Spec::ApiKey(spec)) => tree.put("spec", tenancy::api_key_tree(spec)),
         None => {}
     }
     tree
@@ -187,6 +193,15 @@ fn node(spec: &NodeSpec) -> Tree {
     ] {
         tree.put_some(name, text.as_str());
     }
+    tree
+}
+
+fn revision(spec: &ConfigRevisionSpec) -> Tree {
+    let mut tree = Tree::map();
+    tree.put("schedulingConfig", spec.scheduling_config.as_str());
+    tree.put("generation", spec.generation);
+    tree.put("pool", spec.pool.as_str());
+    tree.put("config", spec.config.as_str());
     tree
 }
 

@@ -1,5 +1,6 @@
 //! Tables of good and bad manifests.
 
+mod llmd;
 mod round_trip;
 
 use std::collections::BTreeMap;
@@ -212,7 +213,7 @@ fn bad_input_is_named_with_its_line_and_field() {
         ),
         (
             "apiVersion: quorate/v1\nkind: Pol\nmetadata: {name: a}\n".into(),
-            "line 2: kind: \"Pol\" is not known, did you mean \"Pool\"? (kinds: Region, Pool, Endpoint, Setting)",
+            "line 2: kind: \"Pol\" is not known, did you mean \"Pool\"? (kinds: Region, Pool, Endpoint, Setting, SchedulingConfig, Objective, ModelRewrite, Tenant, ApiKey)",
         ),
         (
             "apiVersion: quorate/v1\nkind: Node\nmetadata: {name: a}\nspec: {}\n".into(),

@@ -1,5 +1,8 @@
 //! The columns of each kind of resource.
 
+mod scheduling;
+mod tenancy;
+
 use std::{collections::BTreeMap, time::SystemTime};
 
 use quorate_proto::v1::{Kind, Metadata, Resource, discovery::Source, resource::Spec};
@@ -12,6 +15,9 @@ use crate::{
 
 /// Longest excerpt of a setting's value.
 const EXCERPT: usize = 60;
+
+/// The cells after the name, and those of the wide form.
+type Cells = (Vec<String>, Vec<String>);
 
 /// The columns after the name, and those of the wide form.
 fn columns(kind: Kind) -> (&'static [&'static str], &'static [&'static str]) {
@@ -30,6 +36,18 @@ fn columns(kind: Kind) -> (&'static [&'static str], &'static [&'static str]) {
         ),
         Kind::Region => (&["DESCRIPTION"], &[]),
         Kind::Setting => (&["BYTES"], &["VALUE"]),
+        Kind::SchedulingConfig => (&["POOL", "GENERATION"], &["BYTES"]),
+        Kind::ConfigRevision => (&["CONFIG", "GENERATION", "POOL"], &["BYTES"]),
+        Kind::Objective => (&["POOL", "PRIORITY"], &[]),
+        Kind::ModelRewrite => (&["POOL", "RULES", "STICKY"], &["REWRITES"]),
+        Kind::Tenant => (
+            &["MODELS", "OBJECTIVES", "LIMITS", "DISABLED"],
+            &["FAIRNESS", "TRUSTED", "DEFAULT", "DESCRIPTION"],
+        ),
+        Kind::ApiKey => (
+            &["TENANT", "KEY", "STATE", "EXPIRES"],
+            &["MODELS", "OBJECTIVES", "LIMITS"],
+        ),
         Kind::Unspecified => (&[], &[]),
     }
 }
@@ -48,7 +66,7 @@ pub fn table(kind: Kind, resources: &[Resource], wide: bool, now: SystemTime) ->
     for resource in resources {
         let fallback = Metadata::default();
         let metadata = resource.metadata.as_ref().unwrap_or(&fallback);
-        let (mut cells, extra) = cells(resource);
+        let (mut cells, extra) = cells(resource, now);
         cells.insert(0, metadata.name.clone());
         cells.push(age(metadata.created_at.as_ref(), now));
         if wide {
@@ -64,7 +82,7 @@ pub fn table(kind: Kind, resources: &[Resource], wide: bool, now: SystemTime) ->
 /// What a resource is, for one line of a watch: `column=value` of whatever is set.
 pub fn summary(resource: &Resource) -> String {
     let (narrow, _) = columns(kind::of(resource));
-    let (cells, _) = cells(resource);
+    let (cells, _) = cells(resource, SystemTime::now());
     let set = narrow
         .iter()
         .zip(cells)
@@ -92,7 +110,7 @@ fn yes(flag: bool) -> String {
 }
 
 /// The cells after the name, and those of the wide form.
-fn cells(resource: &Resource) -> (Vec<String>, Vec<String>) {
+fn cells(resource: &Resource, now: SystemTime) -> Cells {
     match &resource.spec {
         Some(Spec::Pool(pool)) => {
             let discovery = match pool.discovery.as_ref().and_then(|d| d.source.as_ref()) {
@@ -152,6 +170,12 @@ fn cells(resource: &Resource) -> (Vec<String>, Vec<String>) {
             vec![setting.json.len().to_string()],
             vec![excerpt(&setting.json)],
         ),
+        Some(Spec::SchedulingConfig(spec)) => scheduling::config(resource.metadata.as_ref(), spec),
+        Some(Spec::ConfigRevision(spec)) => scheduling::revision(spec),
+        Some(Spec::Objective(spec)) => scheduling::objective(spec),
+        Some(Spec::ModelRewrite(spec)) => scheduling::rewrite(spec),
+        Some(Spec::Tenant(spec)) => tenancy::tenant(spec),
+        Some(Spec::ApiKey(spec)) => tenancy::api_key(spec, now),
         None => (vec![], vec![]),
     }
 }

@@ -13,7 +13,7 @@ use futures_util::{Stream, StreamExt as _};
 use quorate_proto::v1::{
     self, ApplyOutcome, ClusterStatusResponse, EndpointStatus, Kind, MembershipResponse, ReadStamp,
     Resource, WatchResponse, cluster_server, endpoint_status::State as EndpointState,
-    endpoints_server, resource::Spec, resources_server, watch_response::Type,
+    endpoints_server, pools_server, resource::Spec, resources_server, watch_response::Type,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -88,6 +88,7 @@ impl Fake {
         let router = server
             .add_service(resources_server::ResourcesServer::new(self.clone()))
             .add_service(endpoints_server::EndpointsServer::new(self.clone()))
+            .add_service(pools_server::PoolsServer::new(self.clone()))
             .add_service(cluster_server::ClusterServer::new(self.clone()));
         let task = tokio::spawn(async move {
             router
@@ -131,6 +132,12 @@ fn kind_of(resource: &Resource) -> Kind {
         Some(Spec::Node(_)) => Kind::Node,
         Some(Spec::Region(_)) => Kind::Region,
         Some(Spec::Setting(_)) => Kind::Setting,
+        Some(Spec::SchedulingConfig(_)) => Kind::SchedulingConfig,
+        Some(Spec::ConfigRevision(_)) => Kind::ConfigRevision,
+        Some(Spec::Objective(_)) => Kind::Objective,
+        Some(Spec::ModelRewrite(_)) => Kind::ModelRewrite,
+        Some(Spec::Tenant(_)) => Kind::Tenant,
+        Some(Spec::ApiKey(_)) => Kind::ApiKey,
         None => Kind::Unspecified,
     }
 }
@@ -278,6 +285,7 @@ impl State {
             return Ok(v1::ApplyResponse {
                 resource: Some(resource),
                 outcome: outcome.into(),
+                ..Default::default()
             });
         }
         self.applies.push(request.clone());
@@ -289,6 +297,7 @@ impl State {
         let answer = v1::ApplyResponse {
             resource: Some(resource),
             outcome: outcome.into(),
+            ..Default::default()
         };
         self.answered
             .insert(request.idempotency_key.clone(), answer.clone());
@@ -587,5 +596,32 @@ impl cluster_server::Cluster for Fake {
             id => id,
         };
         Ok(Response::new(v1::TransferLeadershipResponse { leader_id }))
+    }
+}
+
+#[tonic::async_trait]
+impl pools_server::Pools for Fake {
+    async fn describe(
+        &self,
+        request: Request<v1::DescribePoolRequest>,
+    ) -> Result<Response<v1::DescribePoolResponse>, Status> {
+        self.admit().await?;
+        let name = request.into_inner().name;
+        let state = self.lock();
+        let resource = state.resources.get(&(Kind::Pool.into(), name.clone()));
+        Ok(Response::new(v1::DescribePoolResponse {
+            resource: Some(
+                resource
+                    .cloned()
+                    .ok_or_else(|| not_found(Kind::Pool, &name))?,
+            ),
+            status: Some(v1::PoolStatus {
+                node_id: 1,
+                scheduling_config: "chat".to_owned(),
+                generation: 3,
+                objectives: 2,
+                ..v1::PoolStatus::default()
+            }),
+        }))
     }
 }

@@ -6,6 +6,7 @@ mod certs;
 mod cluster;
 mod fake;
 mod read;
+mod scheduling;
 mod watch;
 
 use clap::{CommandFactory as _, Parser};

@@ -2,6 +2,7 @@
 // Helpers are tests too: a failed unwrap in them is a failed test.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod drain;
 mod errors;
 mod limits;

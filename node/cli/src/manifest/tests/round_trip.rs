@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use quorate_proto::v1::{
-    BreakerPolicy, Discovery, DnsDiscovery, EndpointSpec, FileDiscovery, HealthPolicy, Metadata,
-    PoolSpec, RegionSpec, Resource, SettingSpec, discovery::Source, resource::Spec,
+    ApiKeySpec, BreakerPolicy, Discovery, DnsDiscovery, EndpointSpec, FileDiscovery, HealthPolicy,
+    Limits, Metadata, ModelMatch, ModelRewriteRule, ModelRewriteSpec, ModelRewriteTarget,
+    ObjectiveSpec, PoolSpec, RegionSpec, Resource, SchedulingConfigSpec, SettingSpec, TenantSpec,
+    discovery::Source, resource::Spec,
 };
 
 use super::super::{Tree, kind, parse};
@@ -209,11 +211,112 @@ fn spec() -> impl Strategy<Value = Spec> {
             },
         );
     prop_oneof![
+        scheduling(),
+        tenancy(),
         pool.prop_map(Spec::Pool),
         endpoint.prop_map(Spec::Endpoint),
         maybe().prop_map(|description| Spec::Region(RegionSpec { description })),
         json().prop_map(|json| Spec::Setting(SettingSpec { json })),
     ]
+}
+
+fn scheduling() -> impl Strategy<Value = Spec> {
+    let maybe = || prop_oneof![Just(String::new()), text()];
+    let rule = (
+        prop::collection::vec(text(), 0..3),
+        prop::collection::vec((text(), prop::option::of(any::<u32>())), 0..3),
+    )
+        .prop_map(|(matches, targets)| ModelRewriteRule {
+            matches: matches
+                .into_iter()
+                .map(|model| ModelMatch { model })
+                .collect(),
+            targets: targets
+                .into_iter()
+                .map(|(model, weight)| ModelRewriteTarget { model, weight })
+                .collect(),
+        });
+    prop_oneof![
+        (text(), text()).prop_map(
+            |(pool, config)| Spec::SchedulingConfig(SchedulingConfigSpec { pool, config })
+        ),
+        (maybe(), any::<i32>())
+            .prop_map(|(pool, priority)| Spec::Objective(ObjectiveSpec { pool, priority })),
+        (maybe(), prop::collection::vec(rule, 0..3), any::<bool>()).prop_map(
+            |(pool, rules, sticky)| Spec::ModelRewrite(ModelRewriteSpec {
+                pool,
+                rules,
+                sticky
+            })
+        ),
+    ]
+}
+
+fn tenancy() -> impl Strategy<Value = Spec> {
+    let maybe = || prop_oneof![Just(String::new()), text()];
+    let names = || prop::collection::vec(text(), 0..3);
+    let limits = || {
+        prop::option::of(
+            (
+                prop::option::of(prop::num::f64::POSITIVE | prop::num::f64::NORMAL),
+                prop::option::of(1_u64..),
+                prop::option::of(any::<u32>()),
+            )
+                .prop_map(|(requests_per_second, tokens_per_minute, concurrent)| {
+                    Limits {
+                        requests_per_second,
+                        tokens_per_minute,
+                        concurrent,
+                    }
+                }),
+        )
+    };
+    let tenant = (
+        (maybe(), maybe(), maybe()),
+        (names(), names()),
+        limits(),
+        any::<(bool, bool)>(),
+    )
+        .prop_map(
+            |(
+                (description, fairness_id, default_objective),
+                (models, objectives),
+                limits,
+                (disabled, trusted),
+            )| {
+                Spec::Tenant(TenantSpec {
+                    description,
+                    fairness_id,
+                    models,
+                    objectives,
+                    default_objective,
+                    limits,
+                    disabled,
+                    trusted,
+                })
+            },
+        );
+    let key = (
+        (text(), prop::collection::vec(any::<u8>(), 32), maybe()),
+        (names(), names()),
+        limits(),
+        (prop::option::of(0_i64..4_000_000_000), any::<bool>()),
+    )
+        .prop_map(
+            |((tenant, sha256, hint), (models, objectives), limits, (seconds, revoked))| {
+                Spec::ApiKey(ApiKeySpec {
+                    tenant,
+                    sha256,
+                    hint,
+                    models,
+                    objectives,
+                    limits,
+                    expires_at: seconds.map(|seconds| prost_types::Timestamp { seconds, nanos: 0 }),
+                    revoked,
+                })
+            },
+        );
+    prop_oneof![tenant, key]
 }
 
 fn resource() -> impl Strategy<Value = Resource> {
