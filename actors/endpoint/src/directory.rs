@@ -9,7 +9,7 @@ use crate::shared::{Catalog, Entry, Facts, Shared};
 use crate::supervise::{ChildSpec, Children, Wanted};
 use crate::task::Task;
 use metrics::counter;
-use quorate_routing::{Endpoint, EndpointObserver, Health, RoutingView, now_ms};
+use quorate_routing::{AdapterLoad, Endpoint, EndpointObserver, Health, RoutingView, now_ms};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -340,4 +340,8 @@ fn carry_over(old: &Endpoint, new: &Endpoint) {
         new.set_load(load, now.saturating_sub(age));
     }
     new.set_models(old.models().to_vec());
+    new.set_adapter_load(AdapterLoad::clone(&old.adapter_load()));
+    if let Some(shape) = old.cache_shape() {
+        new.set_cache_shape(shape);
+    }
 }

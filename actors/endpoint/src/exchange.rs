@@ -10,7 +10,7 @@ pub mod server;
 pub mod table;
 
 use quorate_proto::{peer::v1 as wire, v1};
-use quorate_routing::{Health, LoadFigures, ServedModel};
+use quorate_routing::{AdapterLoad, CacheShape, Health, LoadFigures, ServedModel};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,6 +104,10 @@ pub struct Report {
     pub health: Health,
     /// The engine's figures.
     pub load: LoadFigures,
+    /// LoRA adapters at work.
+    pub adapters: AdapterLoad,
+    /// Size of the KV cache.
+    pub cache: Option<CacheShape>,
     /// When they were read (ms of this process's clock); 0: never.
     pub read_at: u64,
     /// What it serves.
@@ -121,6 +125,8 @@ impl Default for Report {
         Self {
             health: Health::Unknown,
             load: LoadFigures::default(),
+            adapters: AdapterLoad::default(),
+            cache: None,
             read_at: 0,
             models: Vec::new(),
             last_error: String::new(),
@@ -149,6 +155,15 @@ impl Report {
                 waiting: report.waiting,
                 kv_cache_usage: report.kv_cache_usage.map(|u| u as f32),
             },
+            adapters: AdapterLoad {
+                running: report.running_adapters.clone(),
+                waiting: report.waiting_adapters.clone(),
+                max: report.max_adapters,
+            },
+            cache: (report.cache_block_tokens > 0).then_some(CacheShape {
+                block_tokens: report.cache_block_tokens,
+                blocks: report.cache_blocks,
+            }),
             read_at: match report.age_ms {
                 NEVER => 0,
                 age => now.saturating_sub(u64::from(age)).max(1),
@@ -191,6 +206,13 @@ impl Report {
         message.running = r.load.running;
         message.waiting = r.load.waiting;
         message.kv_cache_usage = r.load.kv_cache_usage.map(f64::from);
+        message.running_adapters.clone_from(&r.adapters.running);
+        message.waiting_adapters.clone_from(&r.adapters.waiting);
+        message.max_adapters = r.adapters.max;
+        if let Some(cache) = r.cache {
+            message.cache_block_tokens = cache.block_tokens;
+            message.cache_blocks = cache.blocks;
+        }
         if r.read_at > 0 {
             message.age_ms = u32::try_from(now.saturating_sub(r.read_at)).unwrap_or(NEVER - 1);
         }
@@ -227,6 +249,15 @@ mod tests {
                 waiting: None,
                 kv_cache_usage: Some(0.5),
             },
+            adapters: AdapterLoad {
+                running: vec!["a".into()],
+                waiting: vec!["b".into()],
+                max: 4,
+            },
+            cache: Some(CacheShape {
+                block_tokens: 16,
+                blocks: 0,
+            }),
             read_at: 900,
             models: vec![ServedModel {
                 id: "lora".into(),

@@ -202,10 +202,14 @@ impl Shared {
     pub fn refresh_remote(&self, catalog: &Catalog, key: &Key) {
         if let Some(entry) = catalog.entry(key) {
             let retired = catalog.retired_in_flight(key);
-            let others = self.table.lock().total(key);
+            let (others, tokens) = {
+                let table = self.table.lock();
+                (table.total(key), table.tokens(key))
+            };
             entry
                 .endpoint
                 .set_remote_in_flight(others.saturating_add(retired));
+            entry.endpoint.set_remote_tokens(tokens);
         }
     }
 
@@ -239,6 +243,10 @@ impl Shared {
         let endpoint = &entry.endpoint;
         if report.read_at > 0 {
             endpoint.set_load(report.load, report.read_at);
+            endpoint.set_adapter_load(report.adapters.clone());
+        }
+        if let Some(shape) = report.cache {
+            endpoint.set_cache_shape(shape);
         }
         if !report.models.is_empty() && !models::same(&endpoint.models(), &report.models) {
             endpoint.set_models(report.models.clone());
@@ -295,6 +303,7 @@ impl Shared {
                 .saturating_add(catalog.retired_in_flight(&entry.key));
             let stall = u64::try_from(e.spec().stall_timeout.as_millis()).unwrap_or(u64::MAX);
             outbox.count(&entry.key, requests, e.progress_at(), stall / 4);
+            outbox.tokens(&entry.key, e.local_tokens());
         }
         for key in &suspects {
             outbox.suspect(key);

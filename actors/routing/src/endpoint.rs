@@ -1,12 +1,16 @@
 //! One endpoint as the hot path sees it: fixed facts, and atomics that actors and gateway write.
 
+mod engine_facts;
 mod reservation;
+pub mod slot;
 
+pub use engine_facts::{AdapterLoad, CacheShape};
 pub use reservation::{Failure, Reservation};
 
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
 use crate::target::Target;
 use arc_swap::ArcSwap;
+use slot::Slot;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -112,24 +116,52 @@ pub enum NotUsed {
 /// No load figure known.
 const NONE: u32 = u32::MAX;
 
-/// Shared by the gateway (reads, reserves, observes) and the endpoint's actors (write health and load).
-pub struct Endpoint {
-    spec: EndpointSpec,
-    observer: Option<Arc<dyn EndpointObserver>>,
+/// What every pick reads and every request writes, in one cache line of its own.
+#[repr(align(64))]
+struct Hot {
     health: AtomicU8,
     draining: AtomicBool,
-    breaker: Breaker,
-    /// When it became ready again; 0: no ramp under way.
-    ramp_from: AtomicU64,
     local_in_flight: AtomicU32,
     remote_in_flight: AtomicU32,
     running: AtomicU32,
     waiting: AtomicU32,
     /// f32 bits; `NONE`'s bit pattern is a NaN and stands for "not known".
     kv_cache_usage: AtomicU32,
+    /// Requests of all nodes in flight when the engine's figures were set.
+    in_flight_at_load: AtomicU32,
+    local_tokens: AtomicU64,
+    remote_tokens: AtomicU64,
     load_at: AtomicU64,
+    /// When it became ready again; 0: no ramp under way.
+    ramp_from: AtomicU64,
+}
+
+/// Everything that a pick wants to know of an endpoint's load, read once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LoadSnapshot {
+    /// The engine's figures as last read; `None`: never read, or not among them.
+    pub figures: LoadFigures,
+    /// Age of the figures in milliseconds; `None`: never read.
+    pub age_ms: Option<u64>,
+    /// Requests of all nodes in flight now.
+    pub in_flight: u32,
+    /// The same when the figures were set.
+    pub in_flight_at_load: u32,
+    /// Prompt tokens of requests whose answer has not begun, all nodes.
+    pub tokens: u64,
+}
+
+/// Shared by the gateway (reads, reserves, observes) and the endpoint's actors (write health and load).
+pub struct Endpoint {
+    hot: Hot,
+    breaker: Breaker,
+    slot: Slot,
+    spec: EndpointSpec,
+    observer: Option<Arc<dyn EndpointObserver>>,
     progress_at: AtomicU64,
     models: ArcSwap<Vec<ServedModel>>,
+    adapters: ArcSwap<AdapterLoad>,
+    cache_shape: AtomicU64,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -146,20 +178,28 @@ impl Endpoint {
     /// An endpoint of which nothing is known yet.
     pub fn new(spec: EndpointSpec, observer: Option<Arc<dyn EndpointObserver>>) -> Self {
         Self {
+            hot: Hot {
+                health: AtomicU8::new(Health::Unknown as u8),
+                draining: AtomicBool::new(false),
+                local_in_flight: AtomicU32::new(0),
+                remote_in_flight: AtomicU32::new(0),
+                running: AtomicU32::new(NONE),
+                waiting: AtomicU32::new(NONE),
+                kv_cache_usage: AtomicU32::new(NONE),
+                in_flight_at_load: AtomicU32::new(0),
+                local_tokens: AtomicU64::new(0),
+                remote_tokens: AtomicU64::new(0),
+                load_at: AtomicU64::new(0),
+                ramp_from: AtomicU64::new(0),
+            },
             breaker: Breaker::new(spec.breaker),
+            slot: Slot::claim(),
             spec,
             observer,
-            health: AtomicU8::new(Health::Unknown as u8),
-            draining: AtomicBool::new(false),
-            ramp_from: AtomicU64::new(0),
-            local_in_flight: AtomicU32::new(0),
-            remote_in_flight: AtomicU32::new(0),
-            running: AtomicU32::new(NONE),
-            waiting: AtomicU32::new(NONE),
-            kv_cache_usage: AtomicU32::new(NONE),
-            load_at: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
             models: ArcSwap::default(),
+            adapters: ArcSwap::default(),
+            cache_shape: AtomicU64::new(0),
         }
     }
 
@@ -173,14 +213,19 @@ impl Endpoint {
         &self.spec.name
     }
 
+    /// Its place in tables that are kept by endpoint; another one for each incarnation.
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
     // === written by the endpoint's actors ===
 
     /// What the owner's probes say. Ready after unhealthy starts the ramp and lets the breaker try at once.
     pub fn set_health(&self, health: Health, now: u64) {
-        let before = self.health.swap(health as u8, Relaxed);
+        let before = self.hot.health.swap(health as u8, Relaxed);
         if health == Health::Ready {
             if before == Health::Unhealthy as u8 {
-                self.ramp_from.store(now, Relaxed);
+                self.hot.ramp_from.store(now, Relaxed);
             }
             self.breaker.probe_succeeded(now);
         }
@@ -188,22 +233,47 @@ impl Endpoint {
 
     /// Stops or resumes new requests.
     pub fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Relaxed);
+        self.hot.draining.store(draining, Relaxed);
     }
 
     /// New figures from the engine, read at `now`.
     pub fn set_load(&self, load: LoadFigures, now: u64) {
-        self.running.store(load.running.unwrap_or(NONE), Relaxed);
-        self.waiting.store(load.waiting.unwrap_or(NONE), Relaxed);
+        self.hot
+            .running
+            .store(load.running.unwrap_or(NONE), Relaxed);
+        self.hot
+            .waiting
+            .store(load.waiting.unwrap_or(NONE), Relaxed);
         let usage = load.kv_cache_usage.filter(|u| u.is_finite());
-        self.kv_cache_usage
+        self.hot
+            .kv_cache_usage
             .store(usage.map_or(NONE, f32::to_bits), Relaxed);
-        self.load_at.store(now, Relaxed);
+        self.hot
+            .in_flight_at_load
+            .store(self.total_in_flight(), Relaxed);
+        self.hot.load_at.store(now, Relaxed);
+    }
+
+    /// LoRA adapters that are loaded or waited for, as the engine says.
+    pub fn set_adapter_load(&self, adapters: AdapterLoad) {
+        if **self.adapters.load() != adapters {
+            self.adapters.store(Arc::new(adapters));
+        }
+    }
+
+    /// Size of the engine's KV cache.
+    pub fn set_cache_shape(&self, shape: CacheShape) {
+        self.cache_shape.store(shape.pack(), Relaxed);
     }
 
     /// Requests that the other nodes of the region have in flight here, summed.
     pub fn set_remote_in_flight(&self, requests: u32) {
-        self.remote_in_flight.store(requests, Relaxed);
+        self.hot.remote_in_flight.store(requests, Relaxed);
+    }
+
+    /// Prompt tokens that the other nodes of the region have sent here and not seen answered, summed.
+    pub fn set_remote_tokens(&self, tokens: u64) {
+        self.hot.remote_tokens.store(tokens, Relaxed);
     }
 
     /// What it serves. An empty list means "not known".
@@ -215,7 +285,7 @@ impl Endpoint {
 
     /// What the owner's probes said last.
     pub fn health(&self) -> Health {
-        match self.health.load(Relaxed) {
+        match self.hot.health.load(Relaxed) {
             1 => Health::Ready,
             2 => Health::Unhealthy,
             _ => Health::Unknown,
@@ -224,7 +294,7 @@ impl Endpoint {
 
     /// Takes no new requests.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.hot.draining.load(Relaxed)
     }
 
     /// State of this node's breaker.
@@ -234,24 +304,60 @@ impl Endpoint {
 
     /// Requests of this node in flight.
     pub fn local_in_flight(&self) -> u32 {
-        self.local_in_flight.load(Relaxed)
+        self.hot.local_in_flight.load(Relaxed)
     }
 
     /// Requests of all nodes of the region in flight.
     pub fn total_in_flight(&self) -> u32 {
         self.local_in_flight()
-            .saturating_add(self.remote_in_flight.load(Relaxed))
+            .saturating_add(self.hot.remote_in_flight.load(Relaxed))
+    }
+
+    /// Prompt tokens of this node's requests whose answer has not begun.
+    pub fn local_tokens(&self) -> u64 {
+        self.hot.local_tokens.load(Relaxed)
+    }
+
+    /// Prompt tokens of all nodes' requests whose answer has not begun.
+    pub fn total_tokens(&self) -> u64 {
+        self.local_tokens()
+            .saturating_add(self.hot.remote_tokens.load(Relaxed))
+    }
+
+    /// LoRA adapters that are loaded or waited for, as last read.
+    pub fn adapter_load(&self) -> arc_swap::Guard<Arc<AdapterLoad>> {
+        self.adapters.load()
+    }
+
+    /// Size of its KV cache, if the engine says.
+    pub fn cache_shape(&self) -> Option<CacheShape> {
+        CacheShape::unpack(self.cache_shape.load(Relaxed))
+    }
+
+    /// All of its load at once, for a pick.
+    pub fn load_snapshot(&self, now: u64) -> LoadSnapshot {
+        let (figures, age_ms) = match self.load(now) {
+            Some((figures, age)) => (figures, Some(age)),
+            None => (LoadFigures::default(), None),
+        };
+        LoadSnapshot {
+            figures,
+            age_ms,
+            in_flight: self.total_in_flight(),
+            in_flight_at_load: self.hot.in_flight_at_load.load(Relaxed),
+            tokens: self.total_tokens(),
+        }
     }
 
     /// The engine's own figures and their age in milliseconds; `None` if never read.
     pub fn load(&self, now: u64) -> Option<(LoadFigures, u64)> {
-        let at = self.load_at.load(Relaxed);
+        let at = self.hot.load_at.load(Relaxed);
         let known = |v: &AtomicU32| Some(v.load(Relaxed)).filter(|v| *v != NONE);
         (at != 0).then(|| {
             let figures = LoadFigures {
-                running: known(&self.running),
-                waiting: known(&self.waiting),
-                kv_cache_usage: known(&self.kv_cache_usage).map(f32::from_bits),
+                running: known(&self.hot.running),
+                waiting: known(&self.hot.waiting),
+                kv_cache_usage: known(&self.hot.kv_cache_usage).map(f32::from_bits),
             };
             (figures, now.saturating_sub(at))
         })
@@ -319,8 +425,8 @@ impl Endpoint {
     }
 
     /// 100, or less within the ramp after recovery: from 10 to 100 over the slow-start time.
-    fn share_percent(&self, now: u64) -> u32 {
-        let from = self.ramp_from.load(Relaxed);
+    pub fn share_percent(&self, now: u64) -> u32 {
+        let from = self.hot.ramp_from.load(Relaxed);
         let ramp = u64::try_from(self.spec.slow_start.as_millis()).unwrap_or(u64::MAX);
         if from == 0 || ramp == 0 {
             return 100;
@@ -336,17 +442,23 @@ impl Endpoint {
 
     /// Counts one request in, unless the breaker refuses it (half-open with a trial under way, or opened meanwhile).
     pub fn reserve(self: &Arc<Self>, now: u64) -> Option<Reservation> {
+        self.reserve_with(now, 0)
+    }
+
+    /// The same for a request of which `tokens` prompt tokens are still to be computed: they count until the answer begins.
+    pub fn reserve_with(self: &Arc<Self>, now: u64, tokens: u64) -> Option<Reservation> {
         let trial = match self.breaker.admit(now) {
             Admission::Normal => false,
             Admission::Trial => true,
             Admission::Refused => return None,
         };
-        if self.local_in_flight.fetch_add(1, Relaxed) == 0 {
+        if self.hot.local_in_flight.fetch_add(1, Relaxed) == 0 {
             // An idle engine made no progress because nobody asked it to: the stall clock starts now.
             self.progress_at.store(now, Relaxed);
         }
+        self.hot.local_tokens.fetch_add(tokens, Relaxed);
         self.tell_in_flight();
-        Some(Reservation::new(self, trial))
+        Some(Reservation::new(self, trial, tokens))
     }
 
     fn tell_in_flight(&self) {

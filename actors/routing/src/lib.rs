@@ -10,19 +10,24 @@
 //! * writes: reservations and observations on endpoints
 //! * takes no messages
 pub mod breaker;
+pub mod config;
 pub mod endpoint;
 pub mod identity;
 pub mod pick;
+pub mod pipeline;
+pub mod plugin;
+pub mod random;
 pub mod request;
 pub mod target;
 pub mod view;
 
 pub use breaker::{Breaker, BreakerPolicy, BreakerState};
 pub use endpoint::{
-    Endpoint, EndpointObserver, EndpointSpec, Failure, Health, LoadFigures, NotUsed, Reservation,
-    ServedModel,
+    AdapterLoad, CacheShape, Endpoint, EndpointObserver, EndpointSpec, Failure, Health,
+    LoadFigures, LoadSnapshot, NotUsed, Reservation, ServedModel,
 };
-pub use pick::{PowerOfTwo, Scheduler, Tried, Unavailable};
+pub use pick::{Denied, NotPicked, Picked, PowerOfTwo, Scheduler, Tried, Unavailable};
+pub use pipeline::{Decision, Pipeline, Prompt, SchedulingRequest};
 pub use request::{Api, ParseError, RequestInfo};
 pub use target::{Target, TargetError};
 pub use view::{Pool, PoolSpec, Route, RoutingView, SharedView};

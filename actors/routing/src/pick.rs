@@ -1,25 +1,66 @@
 //! The pick: which endpoint takes a request, and the reservation that goes with it in the same step.
 
+mod power_of_two;
+
+pub use power_of_two::PowerOfTwo;
+
 use crate::endpoint::{Endpoint, Reservation};
-use crate::request::RequestInfo;
+use crate::pipeline::{Decision, SchedulingRequest};
 use crate::view::Route;
+use http::{HeaderName, HeaderValue, StatusCode};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Picks an endpoint and reserves a place on it.
 pub trait Scheduler: Send + Sync {
     /// Picks among the route's endpoints without those already `tried`. `now` is [`crate::now_ms`]; `random` is a fresh random
-    /// number from the caller's generator, so that a test can pin every decision.
+    /// number from the caller's generator, so that a test can pin every decision. With a `record`, every step is written
+    /// into it; without one nothing is spent on that.
     ///
     /// # Errors
-    /// [`Unavailable`] if no endpoint may be used.
+    /// [`NotPicked`] if no endpoint may be used or the request is turned away.
     fn schedule(
         &self,
-        request: &RequestInfo<'_>,
+        request: &SchedulingRequest<'_>,
         route: &Route,
         tried: &Tried,
         now: u64,
         random: u64,
-    ) -> Result<Reservation, Unavailable>;
+        record: Option<&mut Decision>,
+    ) -> Result<Picked, NotPicked>;
+}
+
+/// What a pick gives: the place on the endpoint, where to go if that fails, and what to tell others.
+#[derive(Debug)]
+pub struct Picked {
+    /// The place on the picked endpoint.
+    pub reservation: Reservation,
+    /// Where the request is sent, if not to the picked endpoint itself but to another one that passes it on there.
+    pub via: Option<Arc<Endpoint>>,
+    /// Next best endpoints, best first; nothing is reserved on them. Empty unless the picker was told to give more than one.
+    pub fallbacks: Vec<Arc<Endpoint>>,
+    /// Headers for the request to the endpoint; they replace those of the same name.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers for the answer to the client.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Picked {
+    /// A place and nothing else.
+    pub fn new(reservation: Reservation) -> Self {
+        Self {
+            reservation,
+            via: None,
+            fallbacks: Vec::new(),
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        }
+    }
+
+    /// Where the request is sent.
+    pub fn destination(&self) -> &Arc<Endpoint> {
+        self.via.as_ref().unwrap_or(self.reservation.endpoint())
+    }
 }
 
 /// Endpoints that a request has been sent to already. Holds the few that a retry budget allows without allocating more.
@@ -60,295 +101,64 @@ pub enum Unavailable {
     /// Every endpoint that could be used has been tried.
     #[error("every available endpoint of the pool failed")]
     AllTried,
+    /// Hard constraints of the request (a subset hint) exclude every endpoint.
+    #[error("no available endpoint of the pool meets the request's constraints")]
+    Screened,
+    /// The filters of the scheduling profile left none.
+    #[error("the scheduling profile's filters left no endpoint")]
+    Filtered,
 }
 
-/// Power of two choices: of two random usable endpoints the less busy one. Ready endpoints go before those nobody has probed.
-#[derive(Clone, Copy, Debug)]
-pub struct PowerOfTwo {
-    /// Engine figures older than this (ms) count for nothing.
-    pub fresh_ms: u64,
-}
-
-impl Default for PowerOfTwo {
-    fn default() -> Self {
-        Self { fresh_ms: 5_000 }
-    }
-}
-
-impl Scheduler for PowerOfTwo {
-    fn schedule(
-        &self,
-        _request: &RequestInfo<'_>,
-        route: &Route,
-        tried: &Tried,
-        now: u64,
-        random: u64,
-    ) -> Result<Reservation, Unavailable> {
-        let all = &route.endpoints;
-        if all.is_empty() {
-            return Err(Unavailable::Empty);
-        }
-        // A breaker can refuse between the look and the reservation; then look again.
-        for round in 0..4u64 {
-            let mut random = Random(random.wrapping_add(round));
-            let Some(picked) = self.look(all, tried, now, &mut random) else {
-                break;
-            };
-            if let Some(reservation) = picked.reserve(now) {
-                return Ok(reservation);
-            }
-        }
-        Err(if tried.is_empty() {
-            Unavailable::NoneAvailable
+impl Unavailable {
+    /// What to say when no usable endpoint is left.
+    pub(crate) fn none_left(tried: &Tried) -> Self {
+        if tried.is_empty() {
+            Self::NoneAvailable
         } else {
-            Unavailable::AllTried
-        })
-    }
-}
-
-impl PowerOfTwo {
-    /// Draws two distinct usable endpoints of the best tier uniformly in one pass and returns the less busy one.
-    fn look<'a>(
-        &self,
-        all: &'a [Arc<Endpoint>],
-        tried: &Tried,
-        now: u64,
-        random: &mut Random,
-    ) -> Option<&'a Arc<Endpoint>> {
-        let usable = |i: usize| {
-            all.get(i)
-                .filter(|e| !tried.contains(e))
-                .and_then(|e| Some((e.tier(now)?, e)))
-        };
-        // Nearly always both draws are ready endpoints: no pass over the pool is needed then.
-        if all.len() > 2 {
-            let first = random.below(all.len());
-            let second = (first + 1 + random.below(all.len() - 1)) % all.len();
-            if let (Some((0, a)), Some((0, b))) = (usable(first), usable(second)) {
-                return Some(self.less_busy(a, b, now));
-            }
-        }
-        let mut best_tier = u8::MAX;
-        let mut seen = 0;
-        let mut pair: [Option<&Arc<Endpoint>>; 2] = [None, None];
-        for i in 0..all.len() {
-            let Some((tier, endpoint)) = usable(i) else {
-                continue;
-            };
-            if tier > best_tier {
-                continue;
-            }
-            if tier < best_tier {
-                best_tier = tier;
-                seen = 0;
-                pair = [None, None];
-            }
-            seen += 1;
-            // Reservoir of two: the n-th replaces one of them with probability 2/n.
-            match seen {
-                1 => pair[0] = Some(endpoint),
-                2 => pair[1] = Some(endpoint),
-                n => {
-                    if let Some(slot) = pair.get_mut(random.below(n)) {
-                        *slot = Some(endpoint);
-                    }
-                }
-            }
-        }
-        match pair {
-            // In a pool of two the order must not decide ties.
-            [Some(a), Some(b)] if random.below(2) == 0 => Some(self.less_busy(b, a, now)),
-            [Some(a), Some(b)] => Some(self.less_busy(a, b, now)),
-            [one, _] => one,
-        }
-    }
-
-    fn less_busy<'a>(
-        &self,
-        a: &'a Arc<Endpoint>,
-        b: &'a Arc<Endpoint>,
-        now: u64,
-    ) -> &'a Arc<Endpoint> {
-        if b.busyness(now, self.fresh_ms) < a.busyness(now, self.fresh_ms) {
-            b
-        } else {
-            a
+            Self::AllTried
         }
     }
 }
 
-/// A few numbers from one seed (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        ((u128::from(z) * n as u128) >> 64) as usize
-    }
+/// The request itself is turned away, whatever endpoints there are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Denied {
+    /// The status that the plugin gave.
+    pub status: StatusCode,
+    /// Value of `x-llm-d-request-dropped-reason`, if it has one.
+    pub reason: Option<&'static str>,
+    /// For the client.
+    pub message: Cow<'static, str>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::endpoint::tests::endpoint;
-    use crate::endpoint::{Failure, Health};
-    use crate::view::{PoolSpec, RoutingView};
-    use proptest::prelude::*;
+/// A pick that gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotPicked {
+    /// For want of an endpoint.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// By decision.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+}
 
-    fn route(endpoints: &[Arc<Endpoint>]) -> Route {
-        let pool = PoolSpec {
-            name: "p".into(),
-            fallback: true,
-            ..Default::default()
-        };
-        RoutingView::build([(pool, endpoints.to_vec())])
-            .route("m")
-            .unwrap()
-            .clone()
-    }
-
-    fn ready(n: usize) -> Vec<Arc<Endpoint>> {
-        (0..n)
-            .map(|i| {
-                let e = endpoint(&format!("e{i:03}"));
-                e.set_health(Health::Ready, 1);
-                e
-            })
-            .collect()
-    }
-
-    fn pick(
-        route: &Route,
-        tried: &Tried,
-        now: u64,
-        random: u64,
-    ) -> Result<Reservation, Unavailable> {
-        PowerOfTwo::default().schedule(&RequestInfo::default(), route, tried, now, random)
-    }
-
-    #[test]
-    fn a_burst_spreads_because_each_pick_reserves() {
-        let endpoints = ready(4);
-        let route = route(&endpoints);
-        let held: Vec<_> = (0..400)
-            .map(|i| pick(&route, &Tried::default(), 1, i).unwrap())
-            .collect();
-        for e in &endpoints {
-            assert!(
-                (95..=105).contains(&e.local_in_flight()),
-                "{} has {}",
-                e.name(),
-                e.local_in_flight()
-            );
-        }
-        drop(held);
-        assert!(endpoints.iter().all(|e| e.local_in_flight() == 0));
-    }
-
-    #[test]
-    fn idle_endpoints_share_evenly_whatever_their_place() {
-        for n in [2, 3, 5] {
-            let endpoints = ready(n);
-            let route = route(&endpoints);
-            let mut counts = vec![0; n];
-            for i in 0..6000 {
-                let r = pick(&route, &Tried::default(), 1, i * 7919).unwrap();
-                counts[endpoints
-                    .iter()
-                    .position(|e| Arc::ptr_eq(e, r.endpoint()))
-                    .unwrap()] += 1;
-            }
-            for c in &counts {
-                assert!((*c as i64 - 6000 / n as i64).abs() < 300, "{counts:?}");
-            }
+impl NotPicked {
+    /// The status for the client.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Unavailable(Unavailable::Filtered) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Denied(denied) => denied.status,
         }
     }
 
-    #[test]
-    fn ready_goes_before_unknown_and_unusable_is_never_picked() {
-        let endpoints = ready(4);
-        endpoints[0].set_draining(true);
-        endpoints[1].set_health(Health::Unhealthy, 1);
-        endpoints[2].set_health(Health::Unknown, 1);
-        let route = route(&endpoints);
-        for i in 0..100 {
-            assert_eq!(
-                pick(&route, &Tried::default(), 1, i)
-                    .unwrap()
-                    .endpoint()
-                    .name(),
-                "e003"
-            );
-        }
-        let mut tried = Tried::default();
-        tried.add(Arc::clone(&endpoints[3]));
-        assert_eq!(
-            pick(&route, &tried, 1, 1).unwrap().endpoint().name(),
-            "e002"
-        );
-        tried.add(Arc::clone(&endpoints[2]));
-        assert_eq!(
-            pick(&route, &tried, 1, 1).unwrap_err(),
-            Unavailable::AllTried
-        );
-    }
-
-    #[test]
-    fn half_open_takes_one_trial_and_the_rest_go_elsewhere() {
-        let endpoints = ready(2);
-        for _ in 0..3 {
-            endpoints[0].reserve(1).unwrap().failed(Failure::Reset, 1);
-        }
-        let route = route(&endpoints);
-        let held: Vec<_> = (0..50)
-            .map(|i| pick(&route, &Tried::default(), 501, i).unwrap())
-            .collect();
-        assert_eq!(endpoints[0].local_in_flight(), 1);
-        assert_eq!(held.len(), 50);
-    }
-
-    #[test]
-    fn says_why_nothing_could_be_picked() {
-        assert_eq!(
-            pick(&route(&[]), &Tried::default(), 1, 1).unwrap_err(),
-            Unavailable::Empty
-        );
-        let endpoints = ready(1);
-        endpoints[0].set_draining(true);
-        let none = pick(&route(&endpoints), &Tried::default(), 1, 1).unwrap_err();
-        assert_eq!(none, Unavailable::NoneAvailable);
-    }
-
-    proptest! {
-        /// Whatever the states, a pick is of the best tier there is, was not tried, and is reserved exactly once.
-        #[test]
-        fn picks_are_legal(
-            states in prop::collection::vec((0u8..3, any::<bool>(), any::<bool>(), 0u32..20), 1..12),
-            random in any::<u64>(),
-        ) {
-            let endpoints = ready(states.len());
-            let mut tried = Tried::default();
-            for (e, (health, draining, was_tried, remote)) in endpoints.iter().zip(&states) {
-                e.set_health([Health::Unknown, Health::Ready, Health::Unhealthy][*health as usize], 1);
-                e.set_draining(*draining);
-                e.set_remote_in_flight(*remote);
-                if *was_tried {
-                    tried.add(Arc::clone(e));
-                }
-            }
-            let best = endpoints.iter().filter(|e| !tried.contains(e)).filter_map(|e| e.tier(9)).min();
-            match pick(&route(&endpoints), &tried, 9, random) {
-                Ok(r) => {
-                    prop_assert_eq!(r.endpoint().tier(9), best);
-                    prop_assert!(!tried.contains(r.endpoint()));
-                    prop_assert_eq!(endpoints.iter().map(|e| e.local_in_flight()).sum::<u32>(), 1);
-                }
-                Err(_) => prop_assert_eq!(best, None),
-            }
+    /// Value of `x-llm-d-request-dropped-reason`, if it has one.
+    pub fn dropped_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Unavailable(Unavailable::Filtered) => Some("rejected-saturated"),
+            Self::Unavailable(_) => Some("rejected-no-endpoints"),
+            Self::Denied(denied) => denied.reason,
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::body::GatewayBody;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
-use quorate_routing::{Api, Unavailable};
+use quorate_routing::{Api, NotPicked};
 use serde_json::json;
 
 /// Response header that says why a request was turned away, with llm-d's values.
@@ -32,7 +32,7 @@ pub(crate) enum Refusal {
     #[error("the request body could not be read: {0}")]
     BodyBroken(String),
     #[error("{0}")]
-    NoEndpoints(#[from] Unavailable),
+    NotPicked(#[from] NotPicked),
     #[error("no pool is configured yet")]
     NoPools,
     #[error("no connection to a model server could be made")]
@@ -55,7 +55,8 @@ impl Refusal {
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::NoEndpoints(_) | Self::NoPools => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotPicked(refused) => refused.status(),
+            Self::NoPools => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
             Self::FirstByteTimeout | Self::TotalTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Access(access) => access.status(),
@@ -70,7 +71,14 @@ impl Refusal {
             Self::MethodNotAllowed(_) => "MethodNotAllowed",
             Self::BodyTooLarge(_) => "BodyTooLarge",
             Self::BodyTimeout => "BodyTimeout",
-            Self::NoEndpoints(_) | Self::NoPools => "ServiceUnavailable",
+            Self::NotPicked(refused) => match refused.status() {
+                StatusCode::TOO_MANY_REQUESTS => "ResourceExhausted",
+                StatusCode::PRECONDITION_FAILED => "PreconditionFailed",
+                StatusCode::FORBIDDEN => "Forbidden",
+                status if status.is_client_error() => "BadRequest",
+                _ => "ServiceUnavailable",
+            },
+            Self::NoPools => "ServiceUnavailable",
             Self::Connect | Self::Reset => "BadGateway",
             Self::FirstByteTimeout | Self::TotalTimeout => "GatewayTimeout",
             Self::Access(access) => access.metric_code(),
@@ -79,7 +87,11 @@ impl Refusal {
 
     /// The dropped reason for a request that never reached an endpoint for want of one.
     pub fn dropped_reason(&self) -> Option<&'static str> {
-        matches!(self, Self::NoEndpoints(_) | Self::NoPools).then_some("rejected-no-endpoints")
+        match self {
+            Self::NotPicked(refused) => refused.dropped_reason(),
+            Self::NoPools => Some("rejected-no-endpoints"),
+            _ => None,
+        }
     }
 
     /// What followed the head may still be on its way: the connection is read to its end before it is closed.
@@ -101,7 +113,11 @@ impl Refusal {
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::BodyTooLarge(_) => "request_too_large",
             Self::BodyTimeout => "request_timeout",
-            Self::NoEndpoints(_) | Self::NoPools => "no_endpoints",
+            Self::NotPicked(refused) => match refused.status() {
+                StatusCode::SERVICE_UNAVAILABLE => "no_endpoints",
+                _ => "request_rejected",
+            },
+            Self::NoPools => "no_endpoints",
             Self::Connect => "upstream_connect_failed",
             Self::Reset => "upstream_reset",
             Self::FirstByteTimeout | Self::TotalTimeout => "upstream_timeout",
@@ -229,7 +245,8 @@ mod tests {
 
     #[test]
     fn an_unavailable_pool_says_so_in_the_headers() {
-        let response = Refusal::NoEndpoints(Unavailable::NoneAvailable).response(Api::Chat);
+        let response = Refusal::NotPicked(quorate_routing::Unavailable::NoneAvailable.into())
+            .response(Api::Chat);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         assert_eq!(response.headers()[DROPPED_REASON], "rejected-no-endpoints");

@@ -14,7 +14,7 @@ use crate::observe::End;
 use crate::upstream::{self, Answer, Failed};
 use crate::worker::Worker;
 use http::Response;
-use quorate_routing::{BreakerState, Failure, Reservation, Tried, now_ms};
+use quorate_routing::{BreakerState, Failure, Reservation, SchedulingRequest, Tried, now_ms};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -161,12 +161,26 @@ fn pick(worker: &Worker, call: &Call, tried: &Tried) -> Result<Picked, Refusal> 
         _ if view.pools().is_empty() => return Err(Refusal::NoPools),
         _ => return Err(Refusal::ModelNotFound(call.info.model.to_string())),
     };
-    let reservation =
+    let headers = &call.parts.headers;
+    let request = SchedulingRequest {
+        request_id: headers
+            .get(headers::REQUEST_ID)
+            .and_then(|id| id.to_str().ok())
+            .unwrap_or_default(),
+        incoming_model: &call.info.model,
+        model: &call.info.model,
+        headers,
+        prompt_bytes: call.info.body_bytes,
+        max_tokens: call.info.max_tokens,
+        stream: call.info.stream,
+        ..Default::default()
+    };
+    let picked =
         shared
             .scheduler()
-            .schedule(&call.info, route, tried, now_ms(), worker.random())?;
+            .schedule(&request, route, tried, now_ms(), worker.random(), None)?;
     Ok(Picked {
-        reservation,
+        reservation: picked.reservation,
         only: route.endpoints.len() == 1,
     })
 }

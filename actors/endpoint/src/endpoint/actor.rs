@@ -11,7 +11,9 @@ use crate::shared::{Entry, Shared};
 use crate::supervise::ChildSpec;
 use crate::task::Task;
 use quorate_proto::v1::Engine;
-use quorate_routing::{BreakerState, Health, LoadFigures, ServedModel, now_ms};
+use quorate_routing::{
+    AdapterLoad, BreakerState, CacheShape, Health, LoadFigures, ServedModel, now_ms,
+};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -54,6 +56,8 @@ pub struct State {
     /// It was asked for its models since it answers: ready and without a known model is then what it is.
     asked: bool,
     load: LoadFigures,
+    adapter_load: AdapterLoad,
+    cache: Option<CacheShape>,
     read_at: u64,
     engine: Engine,
     listed: Vec<ServedModel>,
@@ -128,6 +132,8 @@ impl Actor for EndpointActor {
             told: entry.endpoint.health(),
             asked: false,
             load: load.unwrap_or_default(),
+            adapter_load: AdapterLoad::clone(&entry.endpoint.adapter_load()),
+            cache: entry.endpoint.cache_shape(),
             read_at: age.map_or(0, |age| now_ms().saturating_sub(age)),
             engine,
             listed: entry.endpoint.models().to_vec(),
@@ -202,6 +208,8 @@ impl EndpointActor {
         match result {
             Ok(page) => {
                 state.load = page.load;
+                state.adapter_load = page.adapter_load;
+                state.cache = page.cache.or(state.cache);
                 state.read_at = now_ms();
                 state.engine = page.engine;
                 state.scrape_error.clear();
@@ -320,6 +328,8 @@ impl State {
         Report {
             health,
             load: self.load,
+            adapters: self.adapter_load.clone(),
+            cache: self.cache,
             read_at: self.read_at,
             // Adapters alone would hide the base model, whose name is not known.
             models: match self.listed.is_empty() {

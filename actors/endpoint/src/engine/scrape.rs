@@ -4,7 +4,7 @@
 //! Family names: vLLM `vllm:*`, SGLang `sglang:*`, TensorRT-LLM's server `trtllm_*`, Triton's TensorRT-LLM backend `nv_trt_llm_*`.
 
 use quorate_proto::v1::Engine;
-use quorate_routing::LoadFigures;
+use quorate_routing::{AdapterLoad, CacheShape, LoadFigures};
 use std::collections::BTreeMap;
 
 /// What one page says.
@@ -16,6 +16,10 @@ pub struct Scrape {
     pub load: LoadFigures,
     /// LoRA adapters that have requests running or waiting.
     pub adapters: Vec<String>,
+    /// The same, told apart, and how many fit.
+    pub adapter_load: AdapterLoad,
+    /// Size of the KV cache, if the page says.
+    pub cache: Option<CacheShape>,
     /// Whether the engine sleeps, if the page says.
     pub sleeping: Option<bool>,
     /// Tokens read and written since the engine's start, if the page counts them: a change shows that tokens move.
@@ -28,6 +32,9 @@ enum Figure {
     Waiting,
     KvUsage,
     LoraInfo,
+    CacheInfo,
+    BlockTokens,
+    Blocks,
     SleepState,
     Tokens,
 }
@@ -40,6 +47,18 @@ const FAMILIES: &[(Engine, &str, Figure)] = &[
     // Its name before vLLM 0.10.
     (Engine::Vllm, "vllm:gpu_cache_usage_perc", Figure::KvUsage),
     (Engine::Vllm, "vllm:lora_requests_info", Figure::LoraInfo),
+    (Engine::Vllm, "vllm:cache_config_info", Figure::CacheInfo),
+    (
+        Engine::Sglang,
+        "sglang:cache_config_info",
+        Figure::CacheInfo,
+    ),
+    (
+        Engine::Trtllm,
+        "trtllm_kv_cache_tokens_per_block",
+        Figure::BlockTokens,
+    ),
+    (Engine::Trtllm, "trtllm_kv_cache_max_blocks", Figure::Blocks),
     (Engine::Vllm, "vllm:engine_sleep_state", Figure::SleepState),
     (Engine::Vllm, "vllm:prompt_tokens_total", Figure::Tokens),
     (Engine::Vllm, "vllm:generation_tokens_total", Figure::Tokens),
@@ -83,7 +102,9 @@ struct Found {
     awake: BTreeMap<Series, f64>,
     tokens: Option<f64>,
     /// Value (a time stamp) and adapters of the newest series.
-    adapters: Option<(f64, Vec<String>)>,
+    adapters: Option<(f64, AdapterLoad)>,
+    block_tokens: Option<u32>,
+    blocks: Option<u32>,
 }
 
 /// Parses a page. With `rank`, series of other data-parallel ranks are left out if the page has the rank at all.
@@ -108,6 +129,11 @@ pub fn parse(page: &[u8], rank: Option<u32>) -> Scrape {
             engine = of;
         }
     }
+    let adapter_load = found
+        .adapters
+        .take()
+        .map(|(_, load)| load)
+        .unwrap_or_default();
     let rank = rank.map(|r| r.to_string());
     let rank = rank.as_deref();
     Scrape {
@@ -117,7 +143,15 @@ pub fn parse(page: &[u8], rank: Option<u32>) -> Scrape {
             waiting: sum(&found.waiting, rank),
             kv_cache_usage: mean(&found.kv_usage, rank),
         },
-        adapters: found.adapters.map(|(_, names)| names).unwrap_or_default(),
+        adapters: all_names(&adapter_load),
+        cache: found
+            .block_tokens
+            .filter(|tokens| *tokens > 0)
+            .map(|block_tokens| CacheShape {
+                block_tokens,
+                blocks: found.blocks.unwrap_or(0),
+            }),
+        adapter_load,
         tokens: found.tokens,
         sleeping: mean(&found.awake, rank).map(|awake| awake == 0.0),
     }
@@ -132,6 +166,19 @@ impl Found {
                 Figure::Waiting => keep(&mut self.waiting, sample),
                 Figure::KvUsage => keep(&mut self.kv_usage, sample),
                 Figure::LoraInfo => self.adapters(sample),
+                Figure::CacheInfo => {
+                    let number = |names: [&str; 2]| {
+                        let value = names.iter().find_map(|name| sample.label(name));
+                        value.and_then(|value| value.parse().ok())
+                    };
+                    let tokens = number(["block_size", "page_size"]);
+                    let blocks = number(["num_gpu_blocks", "num_pages"]);
+                    self.block_tokens = self.block_tokens.or(tokens);
+                    self.blocks = self.blocks.or(blocks);
+                }
+                // Float casts saturate.
+                Figure::BlockTokens => self.block_tokens = Some(sample.value as u32),
+                Figure::Blocks => self.blocks = Some(sample.value as u32),
                 Figure::Tokens if sample.value.is_finite() => {
                     *self.tokens.get_or_insert(0.0) += sample.value;
                 }
@@ -152,6 +199,8 @@ impl Found {
             (TRITON_REQUESTS, Some("scheduled"), _) => keep(&mut self.running, sample),
             (TRITON_REQUESTS, Some("waiting"), _) => keep(&mut self.waiting, sample),
             (TRITON_BLOCKS, _, Some("fraction")) => keep(&mut self.kv_usage, sample),
+            (TRITON_BLOCKS, _, Some("tokens_per")) => self.block_tokens = Some(sample.value as u32),
+            (TRITON_BLOCKS, _, Some("max")) => self.blocks = Some(sample.value as u32),
             (TRITON_REQUESTS | TRITON_BLOCKS, _, _) => {}
             _ => return None,
         }
@@ -168,17 +217,36 @@ impl Found {
         {
             return;
         }
-        let mut names: Vec<String> = ["running_lora_adapters", "waiting_lora_adapters"]
-            .iter()
-            .filter_map(|label| sample.label(label))
-            .flat_map(|list| list.split(','))
-            .map(|name| name.trim().to_owned())
-            .filter(|name| !name.is_empty())
-            .collect();
-        names.sort();
-        names.dedup();
-        self.adapters = Some((sample.value, names));
+        let names = |label: &str| {
+            let mut names: Vec<String> = sample
+                .label(label)
+                .into_iter()
+                .flat_map(|list| list.split(','))
+                .map(|name| name.trim().to_owned())
+                .filter(|name| !name.is_empty())
+                .collect();
+            names.sort();
+            names.dedup();
+            names
+        };
+        let running = names("running_lora_adapters");
+        let mut waiting = names("waiting_lora_adapters");
+        waiting.retain(|name| !running.contains(name));
+        let max = sample.label("max_lora").and_then(|max| max.parse().ok());
+        let load = AdapterLoad {
+            running,
+            waiting,
+            max: max.unwrap_or(0),
+        };
+        self.adapters = Some((sample.value, load));
     }
+}
+
+/// Running and waiting ones in one sorted list.
+fn all_names(load: &AdapterLoad) -> Vec<String> {
+    let mut names: Vec<String> = load.running.iter().chain(&load.waiting).cloned().collect();
+    names.sort();
+    names
 }
 
 /// Series that differ in other labels only repeat each other: the largest value is the whole.

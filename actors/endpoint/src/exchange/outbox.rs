@@ -19,6 +19,7 @@ const CHUNK: usize = 1_000;
 #[derive(Debug, Default)]
 struct Slot {
     requests: u32,
+    tokens: u64,
     progress_at: u64,
     count_version: u64,
     suspect_version: u64,
@@ -60,6 +61,17 @@ impl Outbox {
             self.version += 1;
             slot.count_version = self.version;
             (slot.requests, slot.progress_at) = (requests, progress_at);
+        }
+    }
+
+    /// Of the requests that were counted last, this many prompt tokens are still to be computed.
+    pub fn tokens(&mut self, key: &Key, tokens: u64) {
+        if let Some(slot) = self.slots.get_mut(key)
+            && slot.tokens != tokens
+        {
+            self.version += 1;
+            slot.count_version = self.version;
+            slot.tokens = tokens;
         }
     }
 
@@ -161,6 +173,7 @@ impl Outbox {
                     endpoint: key.name.to_string(),
                     incarnation: key.incarnation,
                     requests: slot.requests,
+                    tokens: slot.tokens,
                     quiet_ms: u32::try_from(now.saturating_sub(slot.progress_at))
                         .unwrap_or(u32::MAX),
                     suspect: false,

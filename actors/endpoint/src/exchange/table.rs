@@ -31,6 +31,7 @@ pub struct StreamId(u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Count {
     requests: u32,
+    tokens: u64,
     progress_at: u64,
 }
 
@@ -122,6 +123,7 @@ impl Table {
             }
             let new = Count {
                 requests: count.requests,
+                tokens: count.tokens,
                 progress_at: now.saturating_sub(u64::from(count.quiet_ms)),
             };
             let old = match count.requests {
@@ -131,7 +133,7 @@ impl Table {
                 }
                 _ => stream.counts.insert(key.clone(), new),
             };
-            if old.map_or(0, |c| c.requests) != count.requests {
+            if old.map_or((0, 0), |c| (c.requests, c.tokens)) != (count.requests, count.tokens) {
                 changes.counts.push(key);
             }
         }
@@ -192,7 +194,15 @@ impl Table {
             .fold(0, |sum, f| sum.saturating_add(f.requests))
     }
 
-    /// The same by node.
+    /// Prompt tokens of those requests whose answer has not begun.
+    pub fn tokens(&self, key: &Key) -> u64 {
+        self.streams
+            .values()
+            .filter_map(|stream| stream.counts.get(key))
+            .fold(0, |sum, count| sum.saturating_add(count.tokens))
+    }
+
+    /// The requests by node.
     pub fn flights<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = Flight> + 'a {
         self.streams.iter().filter_map(|(node, stream)| {
             let count = stream.counts.get(key)?;

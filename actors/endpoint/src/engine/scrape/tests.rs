@@ -23,6 +23,22 @@ fn vllm() {
     assert_eq!(s.engine, Engine::Vllm);
     assert_eq!(s.load, load(5, 2, 0.25));
     assert_eq!(s.adapters, ["sql-lora", "tweet-lora"]);
+    let adapters = AdapterLoad {
+        running: vec!["sql-lora".into(), "tweet-lora".into()],
+        waiting: Vec::new(),
+        max: 4,
+    };
+    assert_eq!(s.adapter_load, adapters);
+    let cache = |block_tokens, blocks| {
+        Some(CacheShape {
+            block_tokens,
+            blocks,
+        })
+    };
+    assert_eq!(s.cache, cache(16, 4096));
+    assert_eq!(parse(TRTLLM.as_bytes(), None).cache, cache(32, 0));
+    assert_eq!(parse(TRITON.as_bytes(), None).cache, cache(64, 0));
+    assert_eq!(parse(SGLANG.as_bytes(), None).cache, None);
     assert_eq!(s.sleeping, Some(false));
     assert_eq!(s.tokens, Some(1234.0));
 }

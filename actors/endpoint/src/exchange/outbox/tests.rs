@@ -157,7 +157,9 @@ proptest! {
             *sent = outbox.version();
         };
         for (now, (endpoint, n, looks)) in (0u64..).zip(steps) {
-            outbox.count(&Key::new(&format!("e{endpoint}"), 1), n, now, 10);
+            let key = Key::new(&format!("e{endpoint}"), 1);
+            outbox.count(&key, n, now, 10);
+            outbox.tokens(&key, u64::from(n) * 10);
             truth[usize::from(endpoint)] = n;
             if looks {
                 look(&outbox, &mut table, &mut sent, now);
@@ -165,7 +167,9 @@ proptest! {
         }
         look(&outbox, &mut table, &mut sent, 1000);
         for (i, n) in truth.iter().enumerate() {
-            prop_assert_eq!(table.total(&Key::new(&format!("e{i}"), 1)), *n);
+            let key = Key::new(&format!("e{i}"), 1);
+            prop_assert_eq!(table.total(&key), *n);
+            prop_assert_eq!(table.tokens(&key), u64::from(*n) * 10);
         }
     }
 }

@@ -1,0 +1,3 @@
+//! Screeners: hard constraints that hold for every profile.
+
+pub mod subset;
