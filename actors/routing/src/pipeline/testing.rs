@@ -7,7 +7,6 @@ use super::{
 };
 use crate::endpoint::tests::spec;
 use crate::endpoint::{Endpoint, Health, LoadFigures};
-use crate::random::Random;
 use std::sync::Arc;
 
 /// One column of each kind, and endpoints `e0`, `e1`, ...
@@ -57,10 +56,6 @@ impl Fixture {
             peer: None,
             now: 1000,
         }
-    }
-
-    pub fn seed(&mut self, seed: u64) {
-        self.tools.random = Random::new(seed);
     }
 
     pub fn load(self, row: Row, running: u32, waiting: u32, usage: f32) -> Self {
