@@ -68,14 +68,14 @@ impl Profile {
             scores,
             totals,
         } = work;
-        let mut note = record.map(|record| {
+        let mut record = record;
+        if let Some(record) = &mut record {
             record.profiles.push(ProfileRecord {
                 profile: self.name.to_string(),
                 ..Default::default()
             });
-            record
-        });
-        let mut note = note.as_mut().and_then(|record| record.profiles.last_mut());
+        }
+        let mut note = record.and_then(|record| record.profiles.last_mut());
 
         rows.clear();
         rows.extend_from_slice(candidates);

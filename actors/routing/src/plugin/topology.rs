@@ -20,7 +20,7 @@ pub enum Affinity {
     Host,
 }
 
-fn place<'a>(endpoint: &'a Endpoint, level: Affinity) -> Option<&'a str> {
+fn place(endpoint: &Endpoint, level: Affinity) -> Option<&str> {
     let spec = endpoint.spec();
     let label = |key: &str| spec.labels.get(key).map(String::as_str);
     match level {

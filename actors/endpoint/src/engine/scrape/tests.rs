@@ -37,7 +37,7 @@ fn vllm() {
     };
     assert_eq!(s.cache, cache(16, 4096));
     assert_eq!(parse(TRTLLM.as_bytes(), None).cache, cache(32, 0));
-    assert_eq!(parse(TRITON.as_bytes(), None).cache, cache(64, 0));
+    assert_eq!(parse(TRITON.as_bytes(), None).cache, cache(64, 800));
     assert_eq!(parse(SGLANG.as_bytes(), None).cache, None);
     assert_eq!(s.sleeping, Some(false));
     assert_eq!(s.tokens, Some(1234.0));

@@ -25,7 +25,7 @@ struct Shard {
 
 /// See the module's documentation. Sessions are known by a 64-bit hash of their name.
 pub struct Bindings {
-    shards: [Mutex<Shard>; SHARDS],
+    shards: Box<[Mutex<Shard>]>,
     ttl_ms: u64,
     sweep_ms: u64,
 }
@@ -44,7 +44,7 @@ impl Bindings {
     /// Empty. A binding ends `ttl` after its last use; the expired ones are removed every `sweep`.
     pub fn new(ttl: Duration, sweep: Duration) -> Self {
         Self {
-            shards: std::array::from_fn(|_| Mutex::default()),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             ttl_ms: ms(ttl),
             sweep_ms: ms(sweep),
         }
