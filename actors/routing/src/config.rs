@@ -6,7 +6,7 @@
 
 mod compile;
 mod fields;
-mod flow;
+pub mod flow;
 mod flow_section;
 pub mod presets;
 mod problem;

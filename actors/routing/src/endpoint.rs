@@ -250,10 +250,12 @@ impl Endpoint {
         self.hot
             .kv_cache_usage
             .store(usage.map_or(NONE, f32::to_bits), Relaxed);
-        self.hot
-            .in_flight_at_load
-            .store(self.total_in_flight(), Relaxed);
-        self.hot.load_at.store(now, Relaxed);
+        // The same reading told again says nothing about what is in flight now.
+        if self.hot.load_at.swap(now, Relaxed) != now {
+            self.hot
+                .in_flight_at_load
+                .store(self.total_in_flight(), Relaxed);
+        }
     }
 
     /// LoRA adapters that are loaded or waited for, as the engine says.

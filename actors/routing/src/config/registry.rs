@@ -179,7 +179,7 @@ impl Build<'_> {
         self.profiles.iter().position(|p| p.name == name)
     }
 
-    /// Names and number of all profiles.
+    /// Names of all profiles.
     pub fn profile_names(&self) -> impl Iterator<Item = &str> {
         self.profiles.iter().map(|p| p.name.as_str())
     }
@@ -190,14 +190,6 @@ impl Build<'_> {
             .iter()
             .find(|(spec, _)| spec.name == name)
             .and_then(|(_, built)| built.decider.clone())
-    }
-
-    /// Whether a plugin of this type is configured.
-    pub fn parameters_of(&self, kind: &str) -> Option<&serde_json::Value> {
-        self.built
-            .iter()
-            .find(|(spec, _)| spec.kind == kind)
-            .and_then(|(spec, _)| spec.parameters.as_ref())
     }
 }
 

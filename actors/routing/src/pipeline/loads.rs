@@ -183,6 +183,9 @@ mod tests {
         assert_eq!((loads.queue(1), loads.running(1)), (0.0, 2.0));
         assert_eq!((loads.kv_usage(0), loads.kv_usage(1)), (0.6875, 0.625));
         assert_eq!((loads.in_flight(0), loads.age_ms(0)), (2, Some(10)));
+        a.set_load(figures(4, 2, 0.5), 10);
+        loads.read(&endpoints, &[0, 1], 20);
+        assert_eq!(loads.queue(0), 3.0, "the same reading told again");
         drop((before, held));
         loads.read(&endpoints, &[0, 1], 20);
         assert_eq!((loads.queue(0), loads.running(0)), (1.0, 4.0));

@@ -1,10 +1,11 @@
 //! `approx-prefix-cache-producer`: how much of a prompt each endpoint probably has cached, from what this router sent where.
 //!
 //! The prompt's bytes are cut into blocks of as many bytes as the estimated tokens of a block have, and each block is hashed with the
-//! hash of the one before as seed (xxHash64; the first seed follows from model and cache salt), so that equal hashes mean equal
+//! hash of the one before as seed (xxHash64; the first seed follows from model, cache salt and a secret), so that equal hashes mean equal
 //! prefixes. The last, shorter block counts as well. After a pick the hashes are remembered for the endpoint that got the request (and
 //! the one that computes its prompt): optimistic, nothing confirms it.
 
+mod hashed;
 mod index;
 mod lru;
 
@@ -29,18 +30,21 @@ pub struct ApproxPrefix {
     block_tokens: u32,
     max_tokens: usize,
     capacity: usize,
+    /// Begins every chain.
+    secret: u64,
     index: PrefixIndex,
 }
 
-/// Appends the chain of block hashes of a prompt, at most `max` of them.
+/// Appends the chain of block hashes of a prompt, at most `max` of them. Other secrets, other hashes.
 pub fn hash_blocks(
     request: &SchedulingRequest<'_>,
+    secret: u64,
     block_bytes: usize,
     max: usize,
     hashes: &mut Vec<u64>,
 ) {
     let Some(prompt) = request.prompt else { return };
-    let mut seed = xxh64(request.model.as_bytes(), 0);
+    let mut seed = xxh64(request.model.as_bytes(), secret);
     if let Some(salt) = request.cache_salt {
         seed = xxh64(salt.as_bytes(), seed);
     }
@@ -98,6 +102,7 @@ impl DataProducer for ApproxPrefix {
         hashes.clear();
         hash_blocks(
             input.request,
+            self.secret,
             block * BYTES_PER_TOKEN,
             self.max_tokens.div_ceil(block),
             &mut hashes,
@@ -168,6 +173,7 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
         block_tokens: u32::try_from(block).unwrap_or(16),
         max_tokens: usize::try_from(max_tokens).unwrap_or(usize::MAX),
         capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
+        secret: crate::random::process_seed(),
         index: PrefixIndex::default(),
     });
     Built {

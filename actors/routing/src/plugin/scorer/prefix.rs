@@ -57,7 +57,11 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
 
 /// The old plugin that was producer and scorer in one.
 pub(crate) fn build_precise(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
-    fields.warn("", "precise prefix matches are not available: scores are 0");
+    let path = fields.path().to_owned();
+    fields.findings().warn(
+        path,
+        "precise prefix matches are not available: scores are 0",
+    );
     for key in [
         "tokenProcessorConfig",
         "indexerConfig",

@@ -1,5 +1,6 @@
 //! Which endpoints probably have which blocks: block hash -> endpoints, in shards, with a bounded list of hashes for each endpoint.
 
+use super::hashed::ByHash;
 use super::lru::Lru;
 use crate::endpoint::Endpoint;
 use crate::endpoint::slot::Slot;
@@ -58,7 +59,7 @@ struct Known {
 
 /// See the module's documentation.
 pub struct PrefixIndex {
-    shards: Box<[RwLock<HashMap<u64, Holders>>]>,
+    shards: Box<[RwLock<ByHash<Holders>>]>,
     known: RwLock<HashMap<u64, Arc<Known>>>,
     swept_at: AtomicU64,
 }
@@ -74,9 +75,9 @@ impl Default for PrefixIndex {
 }
 
 impl PrefixIndex {
-    fn shard(&self, hash: u64) -> &RwLock<HashMap<u64, Holders>> {
-        // The map uses the hash's low bits.
-        &self.shards[(hash >> 58) as usize % SHARDS]
+    fn shard(&self, hash: u64) -> &RwLock<ByHash<Holders>> {
+        // The map itself uses the hash's lowest and highest bits.
+        &self.shards[(hash >> 40) as usize % SHARDS]
     }
 
     /// Sets how many blocks of the chain each row has, from its beginning and without a gap.

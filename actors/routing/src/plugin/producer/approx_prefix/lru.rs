@@ -1,6 +1,6 @@
 //! The block hashes that one endpoint probably has, in the order of their last use, at most as many as it has room for.
 
-use std::collections::HashMap;
+use super::hashed::ByHash;
 
 const NONE: u32 = u32::MAX;
 
@@ -12,7 +12,7 @@ struct Node {
 
 /// See the module's documentation.
 pub(super) struct Lru {
-    places: HashMap<u64, u32>,
+    places: ByHash<u32>,
     nodes: Vec<Node>,
     newest: u32,
     oldest: u32,
@@ -21,7 +21,7 @@ pub(super) struct Lru {
 impl Default for Lru {
     fn default() -> Self {
         Self {
-            places: HashMap::new(),
+            places: ByHash::default(),
             nodes: Vec::new(),
             newest: NONE,
             oldest: NONE,

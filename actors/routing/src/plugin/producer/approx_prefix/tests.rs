@@ -11,6 +11,7 @@ fn producer(block_tokens: u32, capacity: usize) -> ApproxPrefix {
         block_tokens,
         max_tokens: 131_072,
         capacity,
+        secret: 1,
         index: PrefixIndex::default(),
     }
 }
@@ -142,7 +143,7 @@ proptest! {
         let hashes = |pieces: &[&[u8]]| {
             let pieces: Vec<&[u8]> = pieces.to_vec();
             let mut hashes = Vec::new();
-            hash_blocks(&request("m", &pieces), block, max, &mut hashes);
+            hash_blocks(&request("m", &pieces), 1, block, max, &mut hashes);
             hashes
         };
         let whole = hashes(&[&text]);
