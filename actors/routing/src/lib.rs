@@ -12,6 +12,7 @@
 pub mod breaker;
 pub mod config;
 pub mod endpoint;
+pub mod flow;
 pub mod identity;
 pub mod pick;
 pub mod pipeline;
