@@ -19,8 +19,8 @@ use quorate_endpoint::{EndpointPlane, Peer, PlaneEvent, PlaneHandle, PlaneOption
 use quorate_gateway::{Gateway, GatewayHandle, GatewayShared, upstream_client_config};
 use quorate_proto::v1;
 use quorate_raft::{Advertise, Cluster, Options, PeerTls, StopReason};
+use quorate_routing::RoutingView;
 use quorate_routing::identity::Authenticator;
-use quorate_routing::{PowerOfTwo, RoutingView};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -145,7 +145,7 @@ impl Node {
                 .await
                 .context("cannot declare the endpoints")?;
         }
-        let shared = GatewayShared::new(view, Arc::new(PowerOfTwo::default()), cluster.node_name());
+        let shared = GatewayShared::new(view, cluster.node_name());
         if let Some(authenticator) = authenticator(config, cluster, doors, peers, &control_stop)? {
             shared.set_authenticator(authenticator);
         }

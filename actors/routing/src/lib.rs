@@ -10,28 +10,34 @@
 //! * writes: reservations and observations on endpoints
 //! * takes no messages
 pub mod breaker;
+pub mod classify;
 pub mod config;
 pub mod endpoint;
 pub mod flow;
 pub mod identity;
+pub mod objective;
 pub mod pick;
 pub mod pipeline;
 pub mod plugin;
 pub mod random;
 pub mod request;
+pub mod rewrite;
 pub mod target;
 pub mod view;
 
 pub use breaker::{Breaker, BreakerPolicy, BreakerState};
+pub use classify::{Caller, Class, ClassHeaders, Unroutable, classify};
 pub use endpoint::{
     AdapterLoad, CacheShape, Endpoint, EndpointObserver, EndpointSpec, Failure, Health,
     LoadFigures, LoadSnapshot, NotUsed, Reservation, ServedModel,
 };
+pub use objective::{AgentIdentity, DEFAULT_FLOW, Objectives};
 pub use pick::{Denied, NotPicked, Picked, PowerOfTwo, Scheduler, Tried, Unavailable};
 pub use pipeline::{Decision, Pipeline, Prompt, SchedulingRequest};
-pub use request::{Api, ParseError, RequestInfo};
+pub use request::{Api, Dialect, ParseError, RequestInfo};
+pub use rewrite::{ModelRewrite, ModelRewrites, RewriteError, RewriteRule, RewriteTarget};
 pub use target::{Target, TargetError};
-pub use view::{Pool, PoolSpec, Route, RoutingView, SharedView};
+pub use view::{Pool, PoolPolicy, PoolSpec, Route, RoutingView, SharedView};
 
 use std::sync::OnceLock;
 use std::time::Instant;

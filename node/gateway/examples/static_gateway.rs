@@ -6,7 +6,7 @@
 use arc_swap::ArcSwap;
 use quorate_gateway::{BUCKETS, Gateway, GatewayConfig, GatewayShared};
 use quorate_routing::{
-    BreakerPolicy, Endpoint, EndpointSpec, Health, PoolSpec, PowerOfTwo, RoutingView, Target,
+    BreakerPolicy, Endpoint, EndpointSpec, Health, PoolSpec, RoutingView, Target,
 };
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let view = Arc::new(ArcSwap::from_pointee(RoutingView::build([(
         pool, endpoints,
     )])));
-    let shared = GatewayShared::new(view, Arc::new(PowerOfTwo::default()), "static");
+    let shared = GatewayShared::new(view, "static");
     shared.set_ready(true);
     let handle = Gateway::start(config, shared)?;
     println!("listening on {:?}", handle.local_addrs());

@@ -6,11 +6,11 @@
 use crate::authenticate::known;
 use crate::body::GatewayBody;
 use crate::client::Client;
-use crate::error::Refusal;
+use crate::error::{Refusal, dialect};
 use crate::worker::Worker;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use quorate_routing::{Api, RoutingView, ServedModel, now_ms};
+use quorate_routing::{Api, Dialect, RoutingView, ServedModel, now_ms};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -71,8 +71,8 @@ where
             return Answering::Own(Some(response));
         }
         Answering::Inner {
+            dialect: dialect(api, request.headers()),
             inner: self.inner.call(request),
-            api,
             client: Arc::clone(&self.client),
         }
     }
@@ -83,7 +83,7 @@ pub(crate) enum Answering<F> {
     Own(Option<Response<GatewayBody>>),
     Inner {
         inner: F,
-        api: Api,
+        dialect: Dialect,
         client: Arc<Client>,
     },
 }
@@ -95,15 +95,17 @@ impl<F: Future<Output = Result<Response<GatewayBody>, Refusal>> + Unpin> Future 
         Poll::Ready(Ok(match &mut *self {
             Self::Own(response) => response
                 .take()
-                .unwrap_or_else(|| Refusal::NoRoute.response(Api::Native)),
-            Self::Inner { inner, api, client } => {
-                ready!(Pin::new(inner).poll(cx)).unwrap_or_else(|refusal| {
-                    if refusal.leaves_body_unread() {
-                        client.linger.store(true, Relaxed);
-                    }
-                    refusal.response(*api)
-                })
-            }
+                .unwrap_or_else(|| Refusal::NoRoute.response(Dialect::OpenAi)),
+            Self::Inner {
+                inner,
+                dialect,
+                client,
+            } => ready!(Pin::new(inner).poll(cx)).unwrap_or_else(|refusal| {
+                if refusal.leaves_body_unread() {
+                    client.linger.store(true, Relaxed);
+                }
+                refusal.response(*dialect)
+            }),
         }))
     }
 }
@@ -124,14 +126,14 @@ fn own(
         return None;
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
-        return Some(Refusal::MethodNotAllowed("GET, HEAD").response(Api::Native));
+        return Some(Refusal::MethodNotAllowed("GET, HEAD").response(Dialect::OpenAi));
     }
     // Models are shown to those who may use them.
     let caller = match core.shared.authenticator() {
         Some(authenticator) if !matches!(path, "/health" | "/ready") => {
             match known(authenticator, headers) {
                 Ok(caller) => Some(caller),
-                Err(access) => return Some(Refusal::Access(access).response(Api::Native)),
+                Err(access) => return Some(Refusal::Access(access).response(Dialect::OpenAi)),
             }
         }
         _ => None,
@@ -165,7 +167,7 @@ fn own(
             let view = core.shared.view().load();
             match view.models().get(id.as_str()).filter(|_| shown(&id)) {
                 Some(model) => json_response(StatusCode::OK, &model_json(&id, model)),
-                None => Refusal::ModelNotFound(id).response(Api::Native),
+                None => Refusal::ModelNotFound(id).response(Dialect::OpenAi),
             }
         }
         _ => {

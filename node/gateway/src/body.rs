@@ -1,5 +1,5 @@
-//! Bodies of answers. An engine's answer passes frame by frame as it comes; on the way it is looked into, measured and watched for
-//! stalls, and its reservation is held until its end.
+//! Bodies of answers. An engine's answer passes frame by frame as it comes; on the way it is looked into, changed where it must be,
+//! measured and watched for stalls, and its reservation is held until its end.
 //!
 //! When an engine breaks off in the middle, the client must not take the half answer for a whole one. A stream of events that
 //! stands between two events gets a last event with an error, which OpenAI's and Anthropic's clients raise, and ends without
@@ -7,19 +7,19 @@
 //! (HTTP/2).
 
 use crate::call::Call;
+use crate::change::Changer;
 use crate::client::{Client, InFlight};
 use crate::deadline::{Deadline, after};
 use crate::error::error_event;
+use crate::inspect::Inspect;
 use crate::metrics::endpoint_failed;
 use crate::observe::{End, Observation};
-use crate::sse::SseScanner;
 use crate::upstream::Source;
-use crate::usage::{Tail, Usage};
 use crate::watched::Watched;
 use crate::worker::Core;
-use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, StatusCode, response};
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderValue, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
 use quorate_routing::{Api, Failure, Reservation, now_ms};
 use std::pin::Pin;
@@ -122,29 +122,16 @@ impl Body for GatewayBody {
     }
 }
 
-/// What is read out of an answer as it passes.
-enum Inspect {
-    /// Server-sent events.
-    Events(Box<SseScanner>),
-    /// One JSON object.
-    Json(JsonUsage),
-    /// Nothing: another type, or compressed.
-    Nothing,
-}
-
-enum JsonUsage {
-    /// Nothing has come.
-    Empty,
-    /// The first piece had no usage in it; more may come.
-    Pieces(Tail),
-    /// The first piece had it.
-    Found(Usage),
-}
-
 /// An engine's answer.
 pub(crate) struct UpstreamBody {
     source: Source,
     first: Option<Frame<Bytes>>,
+    /// To be handed on next, as it is.
+    ready: Option<Frame<Bytes>>,
+    /// Changes the answer; `None`: it passes as it came.
+    changer: Option<Box<Changer>>,
+    /// The engine's gRPC status is an error.
+    grpc_failed: bool,
     /// Nothing more comes from the engine.
     over: bool,
     /// The answer must be broken off, once what came of it has been written.
@@ -163,31 +150,41 @@ pub(crate) struct UpstreamBody {
 }
 
 impl UpstreamBody {
-    /// The body that follows `head`.
+    /// The body that follows `head`, whose length may change with it.
     pub fn new(
         core: &Core,
         call: Call,
-        head: &response::Parts,
+        head: &mut response::Parts,
         source: Source,
         first: Option<Frame<Bytes>>,
         deadline: Deadline,
         reservation: Reservation,
     ) -> Self {
         let mut observation = call.observation;
-        let inspect = inspect(&head.headers);
-        if matches!(inspect, Inspect::Events(_)) {
+        let api = call.info.api;
+        let inspect = Inspect::of(api, &head.headers);
+        let events = matches!(inspect, Inspect::Events(_));
+        if events || matches!(inspect, Inspect::Grpc(_)) && call.info.stream {
             observation.set_streaming();
         }
+        let changer = if events || matches!(inspect, Inspect::Json(..)) {
+            Changer::new(&call.changes, events)
+        } else {
+            None
+        };
         let now = Instant::now();
         let mut this = Self {
             source,
             first,
+            ready: None,
+            changer,
+            grpc_failed: grpc_failed(&head.headers),
             over: false,
             break_off: false,
             reservation: Some(reservation),
             observation: Some(observation),
             inspect,
-            api: call.info.api,
+            api,
             status: head.status,
             known_length: head.headers.contains_key(CONTENT_LENGTH),
             deadline,
@@ -196,11 +193,53 @@ impl UpstreamBody {
             last: now,
             progress_at: now,
         };
+        if this.changer.is_some() {
+            this.change_length(head);
+        }
         // An answer without a body is over already, and nobody will poll it.
-        if this.first.is_none() && this.source.body().is_end_stream() {
+        if this.first.is_none() && this.ready.is_none() && this.source.body().is_end_stream() {
             this.complete();
         }
         this
+    }
+
+    /// The length of a changed answer is known only if all of it is there; else it goes out in chunks.
+    fn change_length(&mut self, head: &mut response::Parts) {
+        let whole = self.source.body().is_end_stream();
+        if let Some(data) = self
+            .first
+            .take_if(|first| whole && first.is_data())
+            .and_then(|first| first.into_data().ok())
+        {
+            let changed = self.pass(data, true);
+            if self.known_length {
+                head.headers
+                    .insert(CONTENT_LENGTH, HeaderValue::from(changed.len()));
+            }
+            self.ready = Some(Frame::data(changed));
+        } else if self.first.is_some() || !whole {
+            self.known_length = false;
+            head.headers.remove(CONTENT_LENGTH);
+        }
+    }
+
+    /// Looks at the next piece and changes it; `last`: nothing follows.
+    fn pass(&mut self, data: Bytes, last: bool) -> Bytes {
+        let usage = self.saw(&data);
+        let Some(changer) = &mut self.changer else {
+            return data;
+        };
+        let changed = changer.push(data, usage);
+        if !last {
+            return changed;
+        }
+        let rest = changer.finish();
+        if rest.is_empty() {
+            return changed;
+        }
+        let mut all = BytesMut::from(changed);
+        all.extend_from_slice(&rest);
+        all.freeze()
     }
 
     pub fn is_over(&self) -> bool {
@@ -212,8 +251,9 @@ impl UpstreamBody {
             return SizeHint::default();
         }
         let held = self
-            .first
+            .ready
             .as_ref()
+            .or(self.first.as_ref())
             .and_then(Frame::data_ref)
             .map_or(0, Bytes::len) as u64;
         match self.source.body().size_hint().exact() {
@@ -232,34 +272,68 @@ impl UpstreamBody {
         if self.over {
             return Poll::Ready(None);
         }
-        let polled = match self.first.take() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None => self.source.poll_frame(cx),
-        };
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    self.saw(data);
-                }
-                // Whoever writes a body of known length does not ask for more after the last byte.
-                if self.source.body().is_end_stream() {
-                    self.complete();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(None) => {
+        if let Some(frame) = self.ready.take() {
+            if self.source.body().is_end_stream() {
                 self.complete();
-                Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(error))) => {
-                tracing::debug!(%error, "answer broke off");
-                self.broken(
-                    cx,
-                    Some(Failure::Reset),
-                    "the model server broke off the answer",
-                )
-            }
-            Poll::Pending => self.check_time(cx),
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        loop {
+            let polled = match self.first.take() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => self.source.poll_frame(cx),
+            };
+            let frame = match polled {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(None) => {
+                    self.complete();
+                    let rest = self.changer.as_mut().map(|changer| changer.finish());
+                    let rest = rest.filter(|rest| !rest.is_empty());
+                    return Poll::Ready(rest.map(|rest| Ok(Frame::data(rest))));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::debug!(%error, "answer broke off");
+                    let message = "the model server broke off the answer";
+                    return self.broken(cx, Some(Failure::Reset), message);
+                }
+                Poll::Pending => return self.check_time(cx),
+            };
+            // Whoever writes a body of known length does not ask for more after the last byte.
+            let last = self.source.body().is_end_stream();
+            let frame = match frame.into_data() {
+                Ok(data) => {
+                    let data = self.pass(data, last);
+                    if last {
+                        self.complete();
+                    }
+                    if data.is_empty() && self.changer.is_some() {
+                        if last {
+                            return Poll::Ready(None);
+                        }
+                        continue;
+                    }
+                    Frame::data(data)
+                }
+                Err(frame) => {
+                    self.trailers(&frame);
+                    let rest = self.changer.as_mut().map(|changer| changer.finish());
+                    if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+                        self.ready = Some(frame);
+                        return Poll::Ready(Some(Ok(Frame::data(rest))));
+                    }
+                    if last {
+                        self.complete();
+                    }
+                    frame
+                }
+            };
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+
+    fn trailers(&mut self, frame: &Frame<Bytes>) {
+        if let Some(trailers) = frame.trailers_ref() {
+            self.grpc_failed |= grpc_failed(trailers);
         }
     }
 
@@ -280,20 +354,13 @@ impl UpstreamBody {
         }
     }
 
-    /// Body bytes have come.
-    fn saw(&mut self, data: &Bytes) {
+    /// Body bytes have come; true if a chunk with usage may have ended in them.
+    fn saw(&mut self, data: &Bytes) -> bool {
         let now = Instant::now();
         self.last = now;
-        let tokens = match &mut self.inspect {
-            Inspect::Events(scanner) => scanner.feed(data).tokens,
-            Inspect::Json(json) => {
-                json.push(data);
-                0
-            }
-            Inspect::Nothing => 0,
-        };
+        let seen = self.inspect.feed(data);
         if let Some(observation) = &mut self.observation {
-            observation.body(now, data.len(), tokens);
+            observation.body(now, data.len(), seen.tokens);
         }
         if now >= self.progress_at
             && let Some(reservation) = &self.reservation
@@ -301,6 +368,7 @@ impl UpstreamBody {
             self.progress_at = now + PROGRESS_EVERY;
             reservation.progress(now_ms());
         }
+        seen.usage
     }
 
     /// The answer is whole.
@@ -312,11 +380,8 @@ impl UpstreamBody {
         {
             reservation.succeeded();
         }
-        let (usage, failed) = match &self.inspect {
-            Inspect::Events(scanner) => (Some(scanner.usage()), scanner.has_failed()),
-            Inspect::Json(json) => (json.usage(), false),
-            Inspect::Nothing => (None, false),
-        };
+        let usage = self.inspect.usage();
+        let failed = self.inspect.has_failed() || self.grpc_failed;
         if let Some(mut observation) = self.observation.take() {
             if let Some(usage) = usage {
                 observation.usage(usage);
@@ -343,14 +408,17 @@ impl UpstreamBody {
         };
         // Some engines close the connection right after the last event.
         let had_ended = scanner.is_some_and(|s| s.has_ended() && s.between_events());
+        // With unfinished events held back, the client always stands between two.
+        let between = self.changer.as_ref().and_then(|c| c.between_events());
+        let between = between.or(scanner.map(|s| s.between_events())) == Some(true);
         if let (Some(reservation), Some(failure)) = (self.reservation.take(), failure)
             && !had_ended
         {
             fail(&reservation, failure);
         }
         if let Some(mut observation) = self.observation.take() {
-            if let Some(scanner) = scanner {
-                observation.usage(scanner.usage());
+            if let Some(usage) = self.inspect.usage() {
+                observation.usage(usage);
             }
             observation.end(match failure {
                 _ if had_ended => End::Complete,
@@ -360,7 +428,7 @@ impl UpstreamBody {
         }
         match scanner {
             Some(_) if had_ended => Poll::Ready(None),
-            Some(scanner) if scanner.between_events() => {
+            Some(_) if between => {
                 Poll::Ready(Some(Ok(Frame::data(error_event(self.api, message)))))
             }
             _ => {
@@ -398,45 +466,9 @@ pub(crate) fn is_unavailable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 502..=504)
 }
 
-fn inspect(headers: &HeaderMap) -> Inspect {
-    if headers.contains_key(CONTENT_ENCODING) {
-        return Inspect::Nothing;
-    }
-    match headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes) {
-        Some(kind) if kind.starts_with(b"text/event-stream") => Inspect::Events(Box::default()),
-        Some(kind) if kind.starts_with(b"application/json") => Inspect::Json(JsonUsage::Empty),
-        _ => Inspect::Nothing,
-    }
-}
-
-impl JsonUsage {
-    fn push(&mut self, data: &Bytes) {
-        *self = match std::mem::replace(self, Self::Empty) {
-            // Nearly always the answer is one piece: look at its end without a copy.
-            Self::Empty => match Usage::find_last(
-                data.get(data.len().saturating_sub(crate::usage::TAIL)..)
-                    .unwrap_or(data),
-            ) {
-                Some(usage) => Self::Found(usage),
-                None => {
-                    let mut tail = Tail::default();
-                    tail.push(data);
-                    Self::Pieces(tail)
-                }
-            },
-            Self::Pieces(mut tail) => {
-                tail.push(data);
-                Self::Pieces(tail)
-            }
-            found @ Self::Found(_) => found,
-        };
-    }
-
-    fn usage(&self) -> Option<Usage> {
-        match self {
-            Self::Empty => None,
-            Self::Pieces(tail) => tail.usage(),
-            Self::Found(usage) => Some(*usage),
-        }
-    }
+/// Whether headers or trailers have a gRPC status other than OK.
+fn grpc_failed(headers: &HeaderMap) -> bool {
+    headers
+        .get("grpc-status")
+        .is_some_and(|status| status != "0")
 }

@@ -1,21 +1,46 @@
 //! A request on its way through the stages, from the parse on.
 
+use crate::change::Changes;
 use crate::client::Client;
 use crate::observe::Observation;
 use bytes::Bytes;
-use http::request;
-use quorate_routing::RequestInfo;
+use http::{HeaderName, HeaderValue, request};
+use quorate_routing::{Caller, Class, RequestInfo};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// See the module's documentation. Stages between the parse and the forward may change any of it.
-pub(crate) struct Call {
+/// A request whose body is there and has been parsed.
+pub(crate) struct Parsed {
     /// Head as the client sent it, with request id and trace context added.
     pub parts: request::Parts,
-    /// The whole body; goes to the endpoint as it is.
+    /// The whole body.
     pub body: Bytes,
     /// What routing needs to know of it.
     pub info: RequestInfo<'static>,
+    /// Where it came from.
+    pub client: Arc<Client>,
+    /// Who sent it; a stage that knows better may change this.
+    pub caller: Caller,
+    /// When it came.
+    pub started: Instant,
+}
+
+/// A request of which it is known where it belongs. Stages between the classification and the forward may change any of it.
+pub(crate) struct Call {
+    /// Head as the client sent it, with request id and trace context added.
+    pub parts: request::Parts,
+    /// The whole body as it goes to the endpoint.
+    pub body: Bytes,
+    /// What routing needs to know of it.
+    pub info: RequestInfo<'static>,
+    /// Pool, priority, flow and the model to ask for.
+    pub class: Class,
+    /// Set on what goes to the endpoint, in place of those of the same name: the scheduler's decision.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Set on the answer.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// What is changed in the answer.
+    pub changes: Changes,
     /// Where it came from.
     pub client: Arc<Client>,
     /// When the whole request must be over.

@@ -26,6 +26,8 @@ pub(crate) struct Client {
     /// The address as it goes into `x-forwarded-for`.
     pub forwarded_for: HeaderValue,
     pub tls: bool,
+    /// What it says about its requests in headers is believed.
+    pub trusted: bool,
     /// A refused request's body is still coming: close only after reading some more of it.
     pub linger: AtomicBool,
     requests: AtomicU32,
@@ -39,7 +41,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(peer: SocketAddr, tls: bool, in_flight: Arc<AtomicUsize>) -> Self {
+    pub fn new(peer: SocketAddr, tls: bool, trusted: bool, in_flight: Arc<AtomicUsize>) -> Self {
         // An IPv4 client of a dual-stack listener is shown as what it is.
         let ip = peer.ip().to_canonical();
         Self {
@@ -47,6 +49,7 @@ impl Client {
             forwarded_for: HeaderValue::from_str(&ip.to_string())
                 .unwrap_or(HeaderValue::from_static("unknown")),
             tls,
+            trusted,
             linger: AtomicBool::new(false),
             requests: AtomicU32::new(0),
             http2: AtomicBool::new(false),

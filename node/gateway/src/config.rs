@@ -50,6 +50,12 @@ pub struct GatewayConfig {
     pub upstream: UpstreamConfig,
     /// Forward paths that are none of the model APIs (tokenize, rerank, engine metrics, ...) to an engine. Default true.
     pub passthrough: bool,
+    /// Believe what requests say about themselves in headers (objective, fairness id, model rewrite, SLOs, session, endpoint
+    /// subset). Default: on listeners bound to a loopback address only.
+    pub trust_headers: Option<bool>,
+    /// Ask engines for the usage of streams, for metrics and limits, and take it out again for clients that did not ask.
+    /// Default true.
+    pub stream_usage: bool,
     /// Share of requests that get a line in the access log, 0 to 1. Default 0.
     pub access_log: f64,
     /// Seed of the picks, to repeat a run exactly; unset: a fresh one.
@@ -129,6 +135,8 @@ impl Default for GatewayConfig {
             retry: RetryConfig::default(),
             upstream: UpstreamConfig::default(),
             passthrough: true,
+            trust_headers: None,
+            stream_usage: true,
             access_log: 0.0,
             seed: None,
         }

@@ -5,8 +5,9 @@ use crate::body::GatewayBody;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
-use quorate_routing::{Api, NotPicked};
+use quorate_routing::{Api, Dialect, NotPicked, Unroutable};
 use serde_json::json;
+use std::fmt::Write;
 
 /// Response header that says why a request was turned away, with llm-d's values.
 pub(crate) const DROPPED_REASON: HeaderName =
@@ -126,14 +127,31 @@ impl Refusal {
         })
     }
 
-    /// The whole answer, in the dialect of `api`.
-    pub fn response(&self, api: Api) -> Response<GatewayBody> {
+    /// The whole answer in the client's dialect.
+    pub fn response(&self, dialect: Dialect) -> Response<GatewayBody> {
+        self.answer(dialect).map(GatewayBody::full)
+    }
+
+    /// The same with its body as bytes.
+    pub fn answer(&self, dialect: Dialect) -> Response<Bytes> {
         let status = self.status();
-        let body = error_json(api, status, &self.to_string(), self.param(), self.code());
-        let mut response = Response::new(GatewayBody::full(body));
-        *response.status_mut() = status;
+        let mut response = if dialect == Dialect::Grpc {
+            grpc_error(status, &self.to_string())
+        } else {
+            let body = error_json(
+                dialect,
+                status,
+                &self.to_string(),
+                self.param(),
+                self.code(),
+            );
+            let mut response = Response::new(body);
+            *response.status_mut() = status;
+            let json = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(CONTENT_TYPE, json);
+            response
+        };
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -155,16 +173,75 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// Why `model` goes nowhere.
+    pub fn unroutable(why: Unroutable, model: &str) -> Self {
+        match why {
+            Unroutable::NoPools => Self::NoPools,
+            Unroutable::ModelNotFound => Self::ModelNotFound(model.to_owned()),
+            Unroutable::NoModel => Self::NoModel,
+            Unroutable::NoRoute => Self::NoRoute,
+        }
+    }
+}
+
+/// How the client of a request understands errors: by its API, or because it speaks gRPC to a method that is passed through.
+pub(crate) fn dialect(api: Api, headers: &http::HeaderMap) -> Dialect {
+    let grpc = || {
+        let kind = headers.get(CONTENT_TYPE);
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    };
+    match api.dialect() {
+        Dialect::OpenAi if api == Api::Native && grpc() => Dialect::Grpc,
+        dialect => dialect,
+    }
+}
+
+/// A gRPC answer of nothing but a status ("Trailers-Only").
+fn grpc_error(status: StatusCode, message: &str) -> Response<Bytes> {
+    // https://grpc.io/docs/guides/status-codes/
+    let code = match status.as_u16() {
+        401 => 16,
+        403 => 7,
+        404 => 5,
+        405 => 12,
+        408 | 504 => 4,
+        412 => 9,
+        413 | 429 => 8,
+        400..=499 => 3,
+        502 | 503 => 14,
+        _ => 13,
+    };
+    // The message is percent-encoded: printable ASCII but for the percent sign stands for itself.
+    let mut encoded = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => {
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+    }
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::from_str(&encoded) {
+        headers.insert("grpc-message", message);
+    }
+    response
+}
+
 /// An error object: OpenAI's `{"error": {message, type, param, code}}`, or Anthropic's `{"type": "error", "error": {type,
 /// message}}`.
 pub(crate) fn error_json(
-    api: Api,
+    dialect: Dialect,
     status: StatusCode,
     message: &str,
     param: Option<&str>,
     code: Option<&str>,
 ) -> Bytes {
-    let value = if api == Api::Messages {
+    let value = if dialect == Dialect::Anthropic {
         let kind = match status.as_u16() {
             401 => "authentication_error",
             403 => "permission_error",
@@ -194,7 +271,7 @@ pub(crate) fn error_json(
 /// stream then ends without `[DONE]`.
 pub(crate) fn error_event(api: Api, message: &str) -> Bytes {
     let json = error_json(
-        api,
+        api.dialect(),
         StatusCode::BAD_GATEWAY,
         message,
         None,
@@ -219,7 +296,7 @@ mod tests {
     #[test]
     fn each_dialect_has_its_shape() {
         let openai = error_json(
-            Api::Chat,
+            Dialect::OpenAi,
             StatusCode::NOT_FOUND,
             "a \"b\"",
             Some("model"),
@@ -230,7 +307,7 @@ mod tests {
         assert_eq!(value["error"]["type"], "invalid_request_error");
         assert_eq!(value["error"]["param"], "model");
         let anthropic = error_json(
-            Api::Messages,
+            Dialect::Anthropic,
             StatusCode::SERVICE_UNAVAILABLE,
             "x",
             None,
@@ -246,10 +323,28 @@ mod tests {
     #[test]
     fn an_unavailable_pool_says_so_in_the_headers() {
         let response = Refusal::NotPicked(quorate_routing::Unavailable::NoneAvailable.into())
-            .response(Api::Chat);
+            .response(Dialect::OpenAi);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         assert_eq!(response.headers()[DROPPED_REASON], "rejected-no-endpoints");
+    }
+
+    #[test]
+    fn grpc_clients_get_a_status() {
+        let refusal = Refusal::ModelNotFound("100 %\u{e9}".into());
+        let response = refusal.response(Dialect::Grpc);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "5");
+        assert_eq!(
+            response.headers()["grpc-message"],
+            "the model `100 %25%C3%A9` does not exist or is not served here"
+        );
+        let native = dialect(Api::Native, response.headers());
+        assert_eq!(native, Dialect::Grpc);
+        assert_eq!(dialect(Api::Chat, response.headers()), Dialect::OpenAi);
+        let none = Refusal::NoPools.response(Dialect::Grpc);
+        assert_eq!(none.headers()["grpc-status"], "14");
+        assert_eq!(none.headers()[DROPPED_REASON], "rejected-no-endpoints");
     }
 
     #[test]

@@ -3,23 +3,25 @@
 //!
 //! What moves on: no connection, a connection that broke before the answer began, and 502, 503, 504. A first-byte timeout does
 //! not: the engine may well be at work on the request. A pool of one endpoint is tried again only if no connection could be
-//! made. If nothing is left to try, the client gets the last thing that happened.
+//! made. The fallbacks that the decision named go before another decision. If nothing is left to try, the client gets the last thing that happened.
 
 use crate::body::{GatewayBody, UpstreamBody, fail, is_unavailable};
 use crate::call::Call;
 use crate::error::Refusal;
 use crate::headers;
-use crate::metrics::{dropped, retried};
+use crate::metrics::{dropped, not_picked, retried};
 use crate::observe::End;
 use crate::upstream::{self, Answer, Failed};
 use crate::worker::Worker;
 use http::Response;
-use quorate_routing::{BreakerState, Failure, Reservation, SchedulingRequest, Tried, now_ms};
+use quorate_routing::classify::media_sizes;
+use quorate_routing::request::PromptIn;
+use quorate_routing::{BreakerState, Endpoint, Failure, Reservation, Tried, now_ms};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tower::Service;
 
 /// Wait before the only endpoint of a pool is tried again; doubled each time.
@@ -59,8 +61,9 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
     let mut attempts = 0;
     let mut last: Option<Last> = None;
     let mut reason = "";
+    let mut fallbacks = Fallbacks::default();
     loop {
-        let picked = match pick(worker, &call, &tried) {
+        let picked = match pick(worker, &mut call, &tried, &mut fallbacks) {
             Ok(picked) => picked,
             Err(refusal) => {
                 if last.is_some() {
@@ -85,43 +88,37 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
         attempts += 1;
         if let Some(access) = &mut call.observation.access {
             access.attempts = attempts;
-            access.endpoint = picked.reservation.endpoint().name().to_owned();
+            access.endpoint = picked.destination().name().to_owned();
         }
-        let retry_same = match upstream::send(
-            core,
-            &worker.upstreams,
-            picked.reservation.endpoint(),
-            &call,
-        )
-        .await
-        {
-            Ok(answer) if is_unavailable(answer.head.status) => {
-                fail(
-                    &picked.reservation,
-                    Failure::Status(answer.head.status.as_u16()),
-                );
-                tried.add(Arc::clone(picked.reservation.endpoint()));
-                last = Some(Last::Answer(Box::new(answer), picked.reservation));
-                reason = "status";
-                false
-            }
-            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
-            Err(failed) => {
-                if let Some(failure) = failed.failure() {
-                    fail(&picked.reservation, failure);
-                }
-                last = Some(Last::Failed(failed));
-                if matches!(failed, Failed::FirstByte | Failed::Total) {
-                    return conclude(worker, call, last, Refusal::TotalTimeout);
-                }
-                let connect = failed == Failed::Connect;
-                reason = if connect { "connect" } else { "reset" };
-                if !(connect && picked.only) {
+        let retry_same =
+            match upstream::send(core, &worker.upstreams, picked.destination(), &call).await {
+                Ok(answer) if is_unavailable(answer.head.status) => {
+                    fail(
+                        &picked.reservation,
+                        Failure::Status(answer.head.status.as_u16()),
+                    );
                     tried.add(Arc::clone(picked.reservation.endpoint()));
+                    last = Some(Last::Answer(Box::new(answer), picked.reservation));
+                    reason = "status";
+                    false
                 }
-                connect && picked.only
-            }
-        };
+                Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
+                Err(failed) => {
+                    if let Some(failure) = failed.failure() {
+                        fail(&picked.reservation, failure);
+                    }
+                    last = Some(Last::Failed(failed));
+                    if matches!(failed, Failed::FirstByte | Failed::Total) {
+                        return conclude(worker, call, last, Refusal::TotalTimeout);
+                    }
+                    let connect = failed == Failed::Connect;
+                    reason = if connect { "connect" } else { "reset" };
+                    if !(connect && picked.only) {
+                        tried.add(Arc::clone(picked.reservation.endpoint()));
+                    }
+                    connect && picked.only
+                }
+            };
         if attempts >= core.config.retry.max_attempts {
             return conclude(worker, call, last, Refusal::Connect);
         }
@@ -138,51 +135,97 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
 /// An endpoint with a place reserved on it.
 struct Picked {
     reservation: Reservation,
+    /// The endpoint that passes the request on to the picked one.
+    via: Option<Arc<Endpoint>>,
     /// There is no other endpoint that the request could go to.
     only: bool,
 }
 
-/// Asks the current view and the scheduler.
-fn pick(worker: &Worker, call: &Call, tried: &Tried) -> Result<Picked, Refusal> {
-    let shared = &worker.core.shared;
-    let view = shared.view().load();
-    let without_model;
-    let route = match view.route(&call.info.model) {
-        Some(route) if !call.info.model.is_empty() => route,
-        // A native body's `model` may mean something else to the engine.
-        _ if call.info.api == quorate_routing::Api::Native => {
-            without_model = view.route_without_model();
-            match &without_model {
-                Some(route) => route,
-                None if view.pools().is_empty() => return Err(Refusal::NoPools),
-                None => return Err(Refusal::NoRoute),
+impl Picked {
+    fn destination(&self) -> &Arc<Endpoint> {
+        self.via.as_ref().unwrap_or(self.reservation.endpoint())
+    }
+}
+
+/// What the first decision named in case that its pick fails.
+#[derive(Default)]
+struct Fallbacks {
+    /// In the order in which they are tried.
+    endpoints: std::vec::IntoIter<Arc<Endpoint>>,
+    /// Prompt tokens that the request counts.
+    tokens: u64,
+}
+
+impl Fallbacks {
+    /// The next one that can be used, with a place reserved on it.
+    fn next(&mut self, tried: &Tried) -> Option<Reservation> {
+        let (now, tokens) = (now_ms(), self.tokens);
+        self.endpoints
+            .by_ref()
+            .filter(|endpoint| !tried.contains(endpoint) && endpoint.tier(now).is_some())
+            .find_map(|endpoint| endpoint.reserve_with(now, tokens))
+    }
+}
+
+/// Takes the next fallback of an earlier decision, else asks the current view and the pool's scheduler.
+fn pick(
+    worker: &Worker,
+    call: &mut Call,
+    tried: &Tried,
+    fallbacks: &mut Fallbacks,
+) -> Result<Picked, Refusal> {
+    if let Some(reservation) = fallbacks.next(tried) {
+        return Ok(Picked {
+            reservation,
+            via: None,
+            only: false,
+        });
+    }
+    let core = &worker.core;
+    let view = core.shared.view().load();
+    let route = view
+        .route_of(&call.class, &call.info)
+        .map_err(|why| Refusal::unroutable(why, &call.info.model))?;
+    let begun = Instant::now();
+    let prompt = PromptIn {
+        prompt: &call.info.prompt,
+        body: &call.body,
+    };
+    let media = media_sizes(&prompt);
+    let request = call
+        .class
+        .scheduling(&call.info, &call.parts.headers, &prompt, &media);
+    let picked = route.pool.policy.scheduler.schedule(
+        &request,
+        &route,
+        tried,
+        now_ms(),
+        worker.random(),
+        None,
+    );
+    core.metrics.scheduling.record(begun.elapsed());
+    match picked {
+        Ok(picked) => {
+            call.request_headers = picked.request_headers;
+            call.response_headers = picked.response_headers;
+            // A fallback is reached directly; what passes requests on has its own list.
+            if picked.via.is_none() {
+                *fallbacks = Fallbacks {
+                    endpoints: picked.fallbacks.into_iter(),
+                    tokens: picked.reservation.tokens(),
+                };
             }
+            Ok(Picked {
+                reservation: picked.reservation,
+                via: picked.via,
+                only: route.endpoints.len() == 1,
+            })
         }
-        _ if view.pools().is_empty() => return Err(Refusal::NoPools),
-        _ => return Err(Refusal::ModelNotFound(call.info.model.to_string())),
-    };
-    let headers = &call.parts.headers;
-    let request = SchedulingRequest {
-        request_id: headers
-            .get(headers::REQUEST_ID)
-            .and_then(|id| id.to_str().ok())
-            .unwrap_or_default(),
-        incoming_model: &call.info.model,
-        model: &call.info.model,
-        headers,
-        prompt_bytes: call.info.body_bytes,
-        max_tokens: call.info.max_tokens,
-        stream: call.info.stream,
-        ..Default::default()
-    };
-    let picked =
-        shared
-            .scheduler()
-            .schedule(&request, route, tried, now_ms(), worker.random(), None)?;
-    Ok(Picked {
-        reservation: picked.reservation,
-        only: route.endpoints.len() == 1,
-    })
+        Err(why) => {
+            not_picked(&call.observation.labels().target);
+            Err(why.into())
+        }
+    }
 }
 
 /// Nothing more is tried: the client gets the last thing that happened, or `refusal` if nothing did.
@@ -227,6 +270,9 @@ fn respond(
         deadline,
     } = answer;
     headers::to_client(&mut head.headers);
+    for (name, value) in call.response_headers.drain(..) {
+        head.headers.insert(name, value);
+    }
     // A trial has shown that the endpoint works; the end of a long stream would be late for that.
     if reservation.endpoint().breaker_state(now_ms()) != BreakerState::Closed
         && !is_unavailable(head.status)
@@ -239,7 +285,7 @@ fn respond(
     let body = UpstreamBody::new(
         &worker.core,
         call,
-        &head,
+        &mut head,
         source,
         first,
         deadline,

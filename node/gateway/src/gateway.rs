@@ -59,7 +59,11 @@ impl Gateway {
         let mut listen = |address: SocketAddr, tls| -> Result<SocketAddr, StartError> {
             let bound = bind(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
             let (local, socket) = bound.map_err(|source| StartError::Bind { address, source })?;
-            listeners.push(Listener { socket, tls });
+            listeners.push(Listener {
+                socket,
+                trusted: config.trust_headers.unwrap_or(local.ip().is_loopback()),
+                tls,
+            });
             Ok(local)
         };
         for address in &config.listen {
@@ -129,12 +133,10 @@ async fn work(worker: Arc<Worker>, mut incoming: mpsc::UnboundedReceiver<Accepte
             sweeper.upstreams.sweep(&sweeper.core.shared.view().load());
         }
     });
-    while let Some(Some(Accepted { stream, peer, tls })) =
-        core.stopped.run_until_cancelled(incoming.recv()).await
-    {
+    while let Some(Some(accepted)) = core.stopped.run_until_cancelled(incoming.recv()).await {
         let counted = Counted(Arc::clone(&worker));
         tokio::spawn(async move {
-            serve(Arc::clone(&counted.0), stream, peer, tls).await;
+            serve(Arc::clone(&counted.0), accepted).await;
             drop(counted);
         });
     }

@@ -129,6 +129,7 @@ mod tests {
         Client::new(
             "[::ffff:10.1.2.3]:5".parse().unwrap(),
             false,
+            true,
             Arc::new(AtomicUsize::new(0)),
         )
     }

@@ -1,8 +1,8 @@
 //! The L7 gateway: takes OpenAI, Anthropic and engine-native HTTP requests and forwards each to an endpoint of the right pool.
 //!
-//! A request passes through the stages in `service.rs`: trace, answer (own paths and errors), parse, forward (schedule, reserve,
-//! send, retry), and its answer is inspected and measured frame by frame on its way back. Bodies are parsed once and forwarded
-//! byte for byte. Each worker thread has its own runtime, its client connections and the upstream connections they use.
+//! A request passes through the stages in `service.rs`: trace, answer (own paths and errors), parse, classify (pool, model rewrite,
+//! priority, flow), forward (schedule, reserve, send, retry), and its answer is inspected, measured and where need be changed
+//! back frame by frame. Bodies are parsed once and forwarded byte for byte but for what a rule rewrites. Each worker thread has its own runtime, its client connections and the upstream connections they use.
 //!
 //! * reads: the published [`quorate_routing::RoutingView`], certificate files
 //! * writes: reservations and observations on endpoints, metrics
@@ -13,16 +13,20 @@ mod authorize;
 mod body;
 mod budget;
 mod call;
+mod change;
+mod classify;
 mod client;
 mod client_io;
 mod config;
-
 mod deadline;
 mod duration;
 mod error;
 mod forward;
+mod gaps;
 mod gateway;
+mod grpc;
 mod headers;
+mod inspect;
 mod listen;
 mod metrics;
 mod observe;

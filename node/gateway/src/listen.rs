@@ -23,6 +23,8 @@ const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: applicatio
 /// A bound address.
 pub(crate) struct Listener {
     pub socket: TcpListener,
+    /// What its clients say about their requests in headers is believed.
+    pub trusted: bool,
     pub tls: Option<Arc<ServerConfig>>,
 }
 
@@ -30,6 +32,7 @@ pub(crate) struct Listener {
 pub(crate) struct Accepted {
     pub stream: TcpStream,
     pub peer: SocketAddr,
+    pub trusted: bool,
     pub tls: Option<Arc<ServerConfig>>,
 }
 
@@ -77,6 +80,7 @@ pub(crate) async fn accept(core: Arc<Core>, listener: Listener, workers: Vec<Wor
                 Accepted {
                     stream,
                     peer,
+                    trusted: listener.trusted,
                     tls: listener.tls.clone(),
                 },
             ),

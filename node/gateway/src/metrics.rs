@@ -1,21 +1,19 @@
 //! The gateway's metrics: names, help texts, buckets, and handles that are looked up once for each model.
 //!
 //! `llm_d_epp_*` names and labels mean what llm-d's endpoint picker means by them; `quorate_gateway_*` is ours. The number of
-//! model names is limited, because clients choose them: the 1001st and later count as `other`.
+//! label values is limited, because clients choose them: see [`labels`].
 
-use arc_swap::ArcSwap;
+mod labels;
+
+pub(crate) use labels::{Labels, RequestMetrics};
+
+use labels::Requests;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
 };
-use parking_lot::Mutex;
-use std::collections::HashMap;
+use quorate_routing::{Class, Endpoint};
 use std::sync::Arc;
-
-/// Label value for model names beyond [`MAX_MODELS`] and for models that nobody serves.
-pub(crate) const OTHER: &str = "other";
-/// Most model names that get series of their own.
-const MAX_MODELS: usize = 1000;
 
 const REQUESTS: &str = "llm_d_epp_request_total";
 const ERRORS: &str = "llm_d_epp_request_error_total";
@@ -29,6 +27,10 @@ const RUNNING: &str = "llm_d_epp_request_running";
 const TTFT: &str = "llm_d_epp_request_ttft_seconds";
 const ITL: &str = "llm_d_epp_request_streaming_itl_seconds";
 const TPOT: &str = "llm_d_epp_request_streaming_tpot_seconds";
+const NTPOT: &str = "llm_d_epp_request_ntpot_seconds";
+const SCHEDULING: &str = "llm_d_epp_scheduler_e2e_duration_seconds";
+const ATTEMPTS: &str = "llm_d_epp_scheduler_attempts_total";
+const REWRITES: &str = "llm_d_epp_model_rewrite_decisions_total";
 const CONNECTIONS: &str = "quorate_gateway_connections";
 const ACCEPTED: &str = "quorate_gateway_connections_accepted_total";
 const REJECTED: &str = "quorate_gateway_connections_rejected_total";
@@ -49,9 +51,12 @@ const FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0,
 ];
-const PER_TOKEN: &[f64] = &[
+pub(crate) const PER_TOKEN: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15,
     0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
+];
+const SCHEDULING_SECONDS: &[f64] = &[
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1,
 ];
 const REQUEST_BYTES: &[f64] = &[
     64.0,
@@ -115,6 +120,8 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (TTFT, FIRST_TOKEN),
     (ITL, PER_TOKEN),
     (TPOT, PER_TOKEN),
+    (NTPOT, PER_TOKEN),
+    (SCHEDULING, SCHEDULING_SECONDS),
     (REQUEST_SIZE, REQUEST_BYTES),
     (RESPONSE_SIZE, RESPONSE_BYTES),
     (INPUT_TOKENS, TOKENS),
@@ -124,7 +131,10 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
 
 /// Gives the recorder units and help texts. Call once, after the recorder is installed and before the gateway starts.
 pub fn describe() {
-    describe_counter!(REQUESTS, "Requests by model.");
+    describe_counter!(
+        REQUESTS,
+        "Requests by the client's model, the model asked for, fairness id and priority."
+    );
     describe_counter!(ERRORS, "Requests that ended in an error, by its code.");
     describe_histogram!(
         DURATION,
@@ -148,7 +158,26 @@ pub fn describe() {
         Unit::Seconds,
         "From the request's arrival to the first token (streaming) or body byte."
     );
-    describe_histogram!(ITL, Unit::Seconds, "Time between token events of a stream.");
+    describe_histogram!(
+        ITL,
+        Unit::Seconds,
+        "Time between tokens of a stream; tokens of one event share the time since the one before."
+    );
+    describe_histogram!(
+        NTPOT,
+        Unit::Seconds,
+        "Duration of the request divided by its output tokens."
+    );
+    describe_histogram!(
+        SCHEDULING,
+        Unit::Seconds,
+        "Time of one scheduling decision, reservation included."
+    );
+    describe_counter!(
+        ATTEMPTS,
+        "Scheduling decisions, by result and picked endpoint."
+    );
+    describe_counter!(REWRITES, "Requests that a model rewrite decided on.");
     describe_histogram!(
         TPOT,
         Unit::Seconds,
@@ -181,58 +210,6 @@ pub fn describe() {
     );
 }
 
-/// Handles for one (requested model, model sent to the engine).
-pub(crate) struct ModelMetrics {
-    pub model: Arc<str>,
-    pub target: Arc<str>,
-    pub requests: Counter,
-    pub running: Gauge,
-    pub duration: Histogram,
-    pub request_size: Histogram,
-    pub response_size: Histogram,
-    pub input_tokens: Histogram,
-    pub output_tokens: Histogram,
-    pub cached_tokens: Histogram,
-    pub ttft: Histogram,
-    pub ttft_streaming: Histogram,
-    pub itl: Histogram,
-    pub tpot: Histogram,
-}
-
-/// `metric!(name, model, target, more labels)` with the labels that every `llm_d_epp_request_*` series has.
-macro_rules! with_model {
-    ($kind:ident, $name:expr, $model:expr, $target:expr $(, $key:literal => $value:expr)*) => {
-        $kind!($name, "model_name" => $model.to_string(), "target_model_name" => $target.to_string(),
-            "fairness_id" => "default-flow", "priority" => "0" $(, $key => $value)*)
-    };
-}
-
-impl ModelMetrics {
-    fn new(model: &str, target: &str) -> Self {
-        Self {
-            model: model.into(),
-            target: target.into(),
-            requests: with_model!(counter, REQUESTS, model, target),
-            running: with_model!(gauge, RUNNING, model, target),
-            duration: with_model!(histogram, DURATION, model, target),
-            request_size: with_model!(histogram, REQUEST_SIZE, model, target),
-            response_size: with_model!(histogram, RESPONSE_SIZE, model, target),
-            input_tokens: with_model!(histogram, INPUT_TOKENS, model, target),
-            output_tokens: with_model!(histogram, OUTPUT_TOKENS, model, target),
-            cached_tokens: with_model!(histogram, CACHED_TOKENS, model, target),
-            ttft: with_model!(histogram, TTFT, model, target, "streaming" => "false"),
-            ttft_streaming: with_model!(histogram, TTFT, model, target, "streaming" => "true"),
-            itl: with_model!(histogram, ITL, model, target),
-            tpot: with_model!(histogram, TPOT, model, target),
-        }
-    }
-
-    /// A request of this model ended in an error.
-    pub fn error(&self, code: &'static str) {
-        with_model!(counter, ERRORS, self.model, self.target, "error_code" => code).increment(1);
-    }
-}
-
 /// All handles of a gateway.
 pub(crate) struct Metrics {
     pub connections: Gauge,
@@ -243,10 +220,8 @@ pub(crate) struct Metrics {
     pub connects_failed: Counter,
     pub reuses: Counter,
     pub aborts: Counter,
-    models: ArcSwap<HashMap<Box<str>, Arc<ModelMetrics>>>,
-    /// Held while a model is added.
-    adding: Mutex<()>,
-    other: Arc<ModelMetrics>,
+    pub scheduling: Histogram,
+    requests: Requests,
 }
 
 impl Metrics {
@@ -260,35 +235,19 @@ impl Metrics {
             connects_failed: counter!(CONNECTS, "result" => "failed"),
             reuses: counter!(REUSES),
             aborts: counter!(ABORTS),
-            models: ArcSwap::default(),
-            adding: Mutex::new(()),
-            other: Arc::new(ModelMetrics::new(OTHER, OTHER)),
+            scheduling: histogram!(SCHEDULING),
+            requests: Requests::new(),
         }
     }
 
-    /// The handles of a model that is served, made at first use.
-    pub fn model(&self, model: &str) -> Arc<ModelMetrics> {
-        if let Some(found) = self.models.load().get(model) {
-            return Arc::clone(found);
-        }
-        let _adding = self.adding.lock();
-        let known = self.models.load_full();
-        if let Some(found) = known.get(model) {
-            return Arc::clone(found);
-        }
-        if known.len() >= MAX_MODELS {
-            return Arc::clone(&self.other);
-        }
-        let added = Arc::new(ModelMetrics::new(model, model));
-        let mut more = HashMap::clone(&known);
-        more.insert(model.into(), Arc::clone(&added));
-        self.models.store(Arc::new(more));
-        added
+    /// The handles of a classified request, made at first use. `model` is the one the client named, if a pool serves it.
+    pub fn request(&self, model: Option<&str>, class: &Class) -> Arc<RequestMetrics> {
+        self.requests.of(model, class)
     }
 
     /// The handles for everything that has no name of its own.
-    pub fn other(&self) -> &Arc<ModelMetrics> {
-        &self.other
+    pub fn other(&self) -> &Arc<RequestMetrics> {
+        self.requests.other()
     }
 }
 
@@ -307,19 +266,30 @@ pub(crate) fn endpoint_failed(pool: &str, endpoint: &str, kind: &'static str) {
     counter!(FAILURES, "pool" => pool.to_owned(), "endpoint" => endpoint.to_owned(), "kind" => kind).increment(1);
 }
 
+/// The counter of decisions that picked `endpoint` for a request of `target`.
+pub(crate) fn picked(endpoint: &Endpoint, target: &str) -> Counter {
+    let spec = endpoint.spec();
+    counter!(ATTEMPTS, "status" => "success", "target_model_name" => target.to_owned(),
+        "endpoint_name" => spec.name.to_string(), "namespace" => "", "port" => spec.target.port.to_string())
+}
+
+/// A decision found no endpoint.
+pub(crate) fn not_picked(target: &str) {
+    counter!(ATTEMPTS, "status" => "failure", "target_model_name" => target.to_owned(),
+        "endpoint_name" => "", "namespace" => "", "port" => "")
+    .increment(1);
+}
+
+/// A rewrite object decided on the model of a request with these labels.
+pub(crate) fn rewritten(rewrite: &str, labels: &Labels) {
+    counter!(REWRITES, "model_rewrite_name" => rewrite.to_owned(), "model_name" => labels.model.to_string(),
+        "target_model" => labels.target.to_string())
+    .increment(1);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn model_names_are_limited() {
-        let metrics = Metrics::new();
-        for i in 0..MAX_MODELS {
-            assert_eq!(&*metrics.model(&format!("m{i}")).model, format!("m{i}"));
-        }
-        assert_eq!(&*metrics.model("one more").model, OTHER);
-        assert!(Arc::ptr_eq(&metrics.model("m7"), &metrics.model("m7")));
-    }
 
     #[test]
     fn every_bucket_table_rises() {

@@ -1,7 +1,8 @@
 //! What is measured of one request, from its arrival to its last byte, and where it is recorded.
 
 use crate::authenticate::Session;
-use crate::metrics::{Metrics, ModelMetrics};
+use crate::gaps::Gaps;
+use crate::metrics::{Labels, Metrics, RequestMetrics};
 use crate::usage::Usage;
 use http::Method;
 use quorate_routing::now_ms;
@@ -38,11 +39,13 @@ pub(crate) struct AccessEntry {
 /// Running measurement of one request. Dropped without [`Observation::end`], it counts as given up by the client.
 pub(crate) struct Observation {
     metrics: Arc<Metrics>,
-    model: Arc<ModelMetrics>,
+    model: Arc<RequestMetrics>,
     started: Instant,
     streaming: bool,
     first: Option<Instant>,
     last_token: Option<Instant>,
+    /// Times between token events; there if the answer is a stream.
+    gaps: Option<Box<Gaps>>,
     token_events: u64,
     response_bytes: u64,
     usage: Usage,
@@ -56,7 +59,7 @@ impl Observation {
     /// Begins with a parsed request of `body_bytes` that arrived at `started`.
     pub fn begin(
         metrics: &Arc<Metrics>,
-        model: Arc<ModelMetrics>,
+        model: Arc<RequestMetrics>,
         started: Instant,
         body_bytes: usize,
         access: Option<Box<AccessEntry>>,
@@ -71,6 +74,7 @@ impl Observation {
             streaming: false,
             first: None,
             last_token: None,
+            gaps: None,
             token_events: 0,
             response_bytes: 0,
             usage: Usage::default(),
@@ -83,6 +87,7 @@ impl Observation {
     /// The answer is a stream of events.
     pub fn set_streaming(&mut self) {
         self.streaming = true;
+        self.gaps = Some(Box::default());
     }
 
     /// Body bytes came at `now`, with `tokens` token events in them if the answer is a stream.
@@ -103,7 +108,9 @@ impl Observation {
             // Tokens that came together share the time since the one before.
             Some(last) => {
                 let each = now.duration_since(last).as_secs_f64() / f64::from(tokens);
-                self.model.itl.record_many(each, tokens as usize);
+                if let Some(gaps) = &mut self.gaps {
+                    gaps.add(each, tokens);
+                }
             }
             None => {
                 self.first = Some(now);
@@ -113,6 +120,11 @@ impl Observation {
             }
         }
         self.last_token = Some(now);
+    }
+
+    /// The labels it is recorded under.
+    pub fn labels(&self) -> &Labels {
+        &self.model.labels
     }
 
     /// What the engine said about tokens.
@@ -132,6 +144,16 @@ impl Observation {
         let duration = self.started.elapsed();
         let model = &self.model;
         model.running.decrement(1.0);
+        let output = self
+            .usage
+            .output
+            .or((self.token_events > 0).then_some(self.token_events));
+        if let Some(gaps) = &self.gaps {
+            // An event may hold several tokens: where the engine has said how many there were, they share its time. An answer
+            // that was cut short has said nothing, or something of what was still to come.
+            let tokens = self.usage.output.filter(|_| end == End::Complete);
+            gaps.record(tokens.map(|tokens| tokens.saturating_sub(1)), &model.itl);
+        }
         match end {
             End::Complete => {
                 model.duration.record(duration);
@@ -142,13 +164,12 @@ impl Observation {
                 if let Some(tokens) = self.usage.cached {
                     model.cached_tokens.record(tokens as f64);
                 }
-                let output = self
-                    .usage
-                    .output
-                    .or((self.token_events > 0).then_some(self.token_events));
                 if let Some(tokens) = output {
                     model.output_tokens.record(tokens as f64);
                     self.record_tpot(tokens);
+                    if tokens > 0 {
+                        model.ntpot.record(duration.as_secs_f64() / tokens as f64);
+                    }
                 }
             }
             End::ClientGone => self.metrics.aborts.increment(1),
@@ -205,7 +226,8 @@ fn log_access(access: &AccessEntry, seen: &Observation, end: End, duration: Dura
         method = %access.method,
         path = access.path,
         status = access.status,
-        model = &*seen.model.model,
+        model = &*seen.model.labels.model,
+        target_model = &*seen.model.labels.target,
         endpoint = access.endpoint,
         attempts = access.attempts,
         end,

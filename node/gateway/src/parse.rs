@@ -1,18 +1,15 @@
-//! The stage that turns an HTTP request into a [`Call`]: checks the method, reads the whole body within its limits, and parses
-//! what routing needs out of it. The body itself stays as it came.
+//! The stage that turns an HTTP request into a [`Parsed`] one: checks the method, reads the whole body within its limits, and
+//! parses what routing needs out of it. The body itself stays as it came.
 
-use crate::call::Call;
+use crate::call::Parsed;
 use crate::client::Client;
 use crate::deadline::{Deadline, after};
 use crate::error::Refusal;
-use crate::headers::REQUEST_ID;
-use crate::metrics::dropped;
-use crate::observe::{AccessEntry, Observation};
 use crate::worker::{Core, Worker};
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{Method, Request, request};
+use http::{Method, Request};
 use http_body::Body;
-use quorate_routing::{Api, ParseError, RequestInfo};
+use quorate_routing::{Api, Caller, RequestInfo};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -49,7 +46,7 @@ pub(crate) struct Parse<S> {
 
 impl<S, B> Service<Request<B>> for Parse<S>
 where
-    S: Service<Call, Error = Refusal> + Clone + Send + 'static,
+    S: Service<Parsed, Error = Refusal> + Clone + Send + 'static,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
@@ -71,14 +68,11 @@ where
         } = self.clone();
         Box::pin(async move {
             let core = &worker.core;
-            match parse(&worker, client, request, started).await {
-                Ok(call) => inner.call(call).await,
+            match parse(core, client, request, started).await {
+                Ok(parsed) => inner.call(parsed).await,
                 Err(refusal) => {
                     core.metrics.other().requests.increment(1);
                     core.metrics.other().error(refusal.metric_code());
-                    if let Some(reason) = refusal.dropped_reason() {
-                        dropped(reason);
-                    }
                     Err(refusal)
                 }
             }
@@ -87,68 +81,57 @@ where
 }
 
 async fn parse<B>(
-    worker: &Arc<Worker>,
+    core: &Core,
     client: Arc<Client>,
     request: Request<B>,
     started: Instant,
-) -> Result<Call, Refusal>
+) -> Result<Parsed, Refusal>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
-    let core = &worker.core;
     let (parts, body) = request.into_parts();
-    let path = parts.uri.path();
-    let api = Api::of(path);
-    if api == Api::Native {
-        if !core.config.passthrough || parts.method == Method::CONNECT {
-            return Err(Refusal::NoRoute);
-        }
-    } else if parts.method != Method::POST {
-        return Err(Refusal::MethodNotAllowed("POST"));
-    }
+    let api = check(core.config.passthrough, &parts.method, parts.uri.path())?;
     let body = read(core, body, started).await?;
-    let info = if api == Api::Native {
-        RequestInfo::native(&body).into_owned()
-    } else {
-        RequestInfo::parse(api, &body)
-            .map_err(|e| match e {
-                ParseError::Json(_) => Refusal::BadBody(e.to_string()),
-                ParseError::NoModel => Refusal::NoModel,
-            })?
-            .into_owned()
+    let info = understand(api, &body)?;
+    let caller = Caller {
+        trusted: client.trusted,
+        ..Caller::default()
     };
-    // Asked again for each attempt; here it tells whether the model's name may become a label.
-    let view = core.shared.view().load();
-    let served = !info.model.is_empty() && view.route(&info.model).is_some();
-    if !served && api != Api::Native {
-        return Err(if view.pools().is_empty() {
-            Refusal::NoPools
-        } else {
-            Refusal::ModelNotFound(info.model.into_owned())
-        });
-    }
-    drop(view);
-    let model = if served {
-        core.metrics.model(&info.model)
-    } else {
-        Arc::clone(core.metrics.other())
-    };
-    let access = access_entry(worker, &parts, &client);
-    let observation = Observation::begin(&core.metrics, model, started, body.len(), access);
-    let total_at = core
-        .config
-        .total_timeout
-        .limit()
-        .map(|limit| after(started, limit));
-    Ok(Call {
+    Ok(Parsed {
         parts,
         body,
         info,
         client,
-        total_at,
-        observation,
+        caller,
+        started,
     })
+}
+
+/// The API of a request, if it is taken at all.
+///
+/// # Errors
+/// [`Refusal`]: the path or the method is not served.
+pub(crate) fn check(passthrough: bool, method: &Method, path: &str) -> Result<Api, Refusal> {
+    let api = Api::of(path);
+    if api == Api::Native {
+        if !passthrough || *method == Method::CONNECT {
+            return Err(Refusal::NoRoute);
+        }
+    } else if *method != Method::POST {
+        return Err(Refusal::MethodNotAllowed("POST"));
+    }
+    Ok(api)
+}
+
+/// What routing needs out of a whole body.
+///
+/// # Errors
+/// [`Refusal`]: not a body of this API.
+pub(crate) fn understand(api: Api, body: &[u8]) -> Result<RequestInfo<'static>, Refusal> {
+    RequestInfo::parse(api, body)
+        .map(RequestInfo::into_owned)
+        .map_err(|error| Refusal::BadBody(error.to_string()))
 }
 
 /// Reads a body within its length and its time: a fixed time, and more for each byte that came.
@@ -221,32 +204,4 @@ where
     })
     .await?;
     Ok(whole.map_or(first, BytesMut::freeze))
-}
-
-/// The beginning of an access-log line, for the share of requests that get one.
-fn access_entry(
-    worker: &Worker,
-    parts: &request::Parts,
-    client: &Client,
-) -> Option<Box<AccessEntry>> {
-    let share = worker.core.config.access_log;
-    if share <= 0.0
-        || (share < 1.0 && (worker.random() >> 11) as f64 / (1u64 << 53) as f64 >= share)
-    {
-        return None;
-    }
-    let id = parts
-        .headers
-        .get(REQUEST_ID)
-        .and_then(|id| id.to_str().ok())
-        .unwrap_or_default();
-    Some(Box::new(AccessEntry {
-        request_id: id.to_owned(),
-        client: client.ip,
-        method: parts.method.clone(),
-        path: parts.uri.path().to_owned(),
-        status: 0,
-        endpoint: String::new(),
-        attempts: 0,
-    }))
 }

@@ -6,6 +6,7 @@ use crate::client::{Client, Phase};
 use crate::client_io::ClientIo;
 use crate::config::GatewayConfig;
 use crate::deadline::{Deadline, after};
+use crate::listen::Accepted;
 use crate::service::GatewayService;
 use crate::transport::{Transport, tune};
 use crate::worker::Worker;
@@ -15,10 +16,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use quorate_routing::now_ms;
-use rustls::ServerConfig;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,13 +36,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
 
 /// Serves a connection until it ends. A gateway that is stopped, not drained, drops this with its runtime.
-pub(crate) async fn serve(
-    worker: Arc<Worker>,
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
-) {
-    if let Err(error) = serve_socket(&worker, stream, peer, tls).await {
+pub(crate) async fn serve(worker: Arc<Worker>, accepted: Accepted) {
+    let peer = accepted.peer;
+    if let Err(error) = serve_socket(&worker, accepted).await {
         tracing::debug!(%peer, %error, "connection failed");
     }
 }
@@ -58,18 +53,20 @@ enum ServeError {
     Timeout,
 }
 
-async fn serve_socket(
-    worker: &Arc<Worker>,
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
-) -> Result<(), ServeError> {
+async fn serve_socket(worker: &Arc<Worker>, accepted: Accepted) -> Result<(), ServeError> {
     let config = &worker.core.config;
+    let Accepted {
+        stream,
+        peer,
+        trusted,
+        tls,
+    } = accepted;
     let stream = TcpStream::from_std(stream)?;
     tune(&stream)?;
     let client = Arc::new(Client::new(
         peer,
         tls.is_some(),
+        trusted,
         Arc::clone(&worker.in_flight),
     ));
     let (mut transport, by_alpn) = match tls {

@@ -5,6 +5,7 @@ use crate::answer::Answers;
 use crate::authenticate::{Authenticate, AuthenticateLayer};
 use crate::authorize::{Authorize, AuthorizeLayer};
 use crate::body::GatewayBody;
+use crate::classify::{Classify, ClassifyLayer};
 use crate::client::{Client, InFlight};
 use crate::forward::Forward;
 use crate::parse::{Parse, ParseLayer};
@@ -20,7 +21,7 @@ use std::task::{Context, Poll, ready};
 use tower::{Service, ServiceBuilder};
 
 /// The stages, outermost first.
-type Stages = Trace<Answers<Authenticate<Parse<Authorize<Forward>>>>>;
+type Stages = Trace<Answers<Authenticate<Parse<Authorize<Classify<Forward>>>>>>;
 
 /// Every request of one client connection goes through this, and every request has an answer.
 #[derive(Clone)]
@@ -42,7 +43,8 @@ impl GatewayService {
                 worker: Arc::clone(worker),
                 client: Arc::clone(client),
             })
-            .layer(AuthorizeLayer)
+            .layer(AuthorizeLayer(Arc::clone(worker)))
+            .layer(ClassifyLayer(Arc::clone(worker)))
             .service(Forward(Arc::clone(worker)));
         Self {
             client: Arc::clone(client),

@@ -5,8 +5,9 @@
 //! `delta` and is not `message_delta`; one without a name (OpenAI chat and completions) unless it is `[DONE]` or has an empty
 //! `choices` list. An engine may put several tokens into one event; where the usage says how many there were, the usage counts.
 
-use crate::usage::Usage;
+use crate::usage::{Key, Usage};
 use memchr::{memchr, memmem};
+use quorate_routing::Api;
 use std::sync::LazyLock;
 
 /// Longest line that is looked into. Longer ones pass all the same and count, but nothing is read out of them.
@@ -22,11 +23,14 @@ pub(crate) struct Seen {
     pub tokens: u32,
     /// All events with data completed in it.
     pub events: u32,
+    /// A line with usage was completed in it.
+    pub usage: bool,
 }
 
 /// State between the pieces of one stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SseScanner {
+    key: &'static Key,
     /// The beginning of a line whose end has not come yet, at most [`MAX_LINE`] bytes of it.
     line: Vec<u8>,
     /// The line is longer than [`MAX_LINE`].
@@ -58,6 +62,19 @@ enum Name {
 }
 
 impl SseScanner {
+    /// At the beginning of a stream of `api`.
+    pub fn new(api: Api) -> Self {
+        Self {
+            key: Key::of(api),
+            line: Vec::new(),
+            too_long: false,
+            event: Event::default(),
+            usage: Usage::default(),
+            ended: false,
+            failed: false,
+        }
+    }
+
     /// Looks at the next piece.
     pub fn feed(&mut self, mut data: &[u8]) -> Seen {
         let mut seen = Seen::default();
@@ -119,7 +136,7 @@ impl SseScanner {
             }
             self.event = Event::default();
         } else if let Some(data) = line.strip_prefix(b"data:") {
-            self.data(data.strip_prefix(b" ").unwrap_or(data));
+            self.data(data.strip_prefix(b" ").unwrap_or(data), seen);
         } else if let Some(name) = line.strip_prefix(b"event:") {
             self.event.name = match name.trim_ascii() {
                 b"message_delta" => Name::Other,
@@ -131,7 +148,7 @@ impl SseScanner {
         }
     }
 
-    fn data(&mut self, data: &[u8]) {
+    fn data(&mut self, data: &[u8], seen: &mut Seen) {
         self.event.data = true;
         self.event.token = match self.event.name {
             Name::None if data == b"[DONE]" => {
@@ -141,12 +158,12 @@ impl SseScanner {
             Name::None => {
                 self.failed |= data.starts_with(b"{\"error\"");
                 // The chunk that carries the usage has no choices; it is short, so this looks at little.
-                !(self.notice_usage(data) && NO_CHOICES.find(data).is_some())
+                !(self.notice_usage(data, seen) && NO_CHOICES.find(data).is_some())
             }
             Name::Token => true,
             Name::Last => {
                 self.ended = true;
-                self.notice_usage(data);
+                self.notice_usage(data, seen);
                 false
             }
             Name::Error => {
@@ -154,16 +171,17 @@ impl SseScanner {
                 false
             }
             Name::Other => {
-                self.notice_usage(data);
+                self.notice_usage(data, seen);
                 false
             }
         };
     }
 
-    fn notice_usage(&mut self, data: &[u8]) -> bool {
-        let found = Usage::find(data);
+    fn notice_usage(&mut self, data: &[u8], seen: &mut Seen) -> bool {
+        let found = Usage::find(data, self.key);
         if let Some(usage) = found {
             self.usage.merge(usage);
+            seen.usage = true;
         }
         found.is_some()
     }
@@ -188,12 +206,13 @@ mod tests {
         event: response.completed\ndata: {\"response\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":6}}}\n\n";
 
     fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Seen, SseScanner) {
-        let mut scanner = SseScanner::default();
+        let mut scanner = SseScanner::new(Api::Chat);
         let mut total = Seen::default();
         for piece in pieces {
             let seen = scanner.feed(piece);
             total.tokens += seen.tokens;
             total.events += seen.events;
+            total.usage |= seen.usage;
         }
         (total, scanner)
     }
@@ -206,7 +225,11 @@ mod tests {
             (RESPONSES, 1, 3, (5, 6, None)),
         ] {
             let (seen, scanner) = scan([text.as_bytes()]);
-            assert_eq!(seen, Seen { tokens, events }, "{text}");
+            assert_eq!(
+                (seen.tokens, seen.events, seen.usage),
+                (tokens, events, true),
+                "{text}"
+            );
             assert_eq!(
                 scanner.usage(),
                 Usage {
@@ -239,7 +262,7 @@ mod tests {
 
     #[test]
     fn knows_where_another_event_may_follow() {
-        let mut scanner = SseScanner::default();
+        let mut scanner = SseScanner::new(Api::Chat);
         assert!(scanner.between_events());
         for (piece, between) in [
             ("data", false),
@@ -265,7 +288,7 @@ mod tests {
 
     #[test]
     fn an_endless_line_takes_bounded_memory() {
-        let mut scanner = SseScanner::default();
+        let mut scanner = SseScanner::new(Api::Chat);
         scanner.feed(b"data: ");
         for _ in 0..64 {
             scanner.feed(&[b'x'; 16 << 10]);
@@ -276,7 +299,8 @@ mod tests {
             seen,
             Seen {
                 tokens: 2,
-                events: 2
+                events: 2,
+                usage: false
             }
         );
     }

@@ -17,7 +17,7 @@ use crate::headers;
 use crate::worker::Core;
 use bytes::Bytes;
 use exchange::Channel;
-use http::{Method, Request, Uri, Version, request, response};
+use http::{HeaderValue, Method, Request, Uri, Version, request, response};
 use http_body::{Body as _, Frame};
 use http_body_util::Full;
 use pool::Entry;
@@ -79,6 +79,7 @@ pub(crate) async fn send(
     call: &Call,
 ) -> Result<Answer, Failed> {
     let entry = upstreams.entry(endpoint);
+    entry.count_pick(&call.observation.labels().target);
     let begun = Instant::now();
     let mut deadline = Deadline::default();
     let mut open = entry.take();
@@ -183,6 +184,13 @@ fn request(entry: &Entry, call: &Call, version: Version) -> Request<Full<Bytes>>
         entry.host(),
         &call.client,
     );
+    for (name, value) in &call.request_headers {
+        headers.insert(name.clone(), value.clone());
+    }
+    if call.info.api.is_grpc() {
+        // gRPC servers take it as the sign that the answer's trailers will be read.
+        headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    }
     let mut request = Request::new(Full::new(call.body.clone()));
     *request.uri_mut() = if version == Version::HTTP_2 {
         headers.remove(http::header::HOST);

@@ -3,18 +3,44 @@
 //!
 //! Shapes: OpenAI chat and completions (`prompt_tokens`, `completion_tokens`, `prompt_tokens_details.cached_tokens`), OpenAI
 //! responses (`input_tokens`, `output_tokens`, `input_tokens_details.cached_tokens`), Anthropic (`input_tokens`,
-//! `cache_read_input_tokens`, `output_tokens`; a stream sends them in two events that are merged).
+//! `cache_read_input_tokens`, `output_tokens`; a stream sends them in two events that are merged), SGLang (`meta_info` with
+//! `prompt_tokens`, `completion_tokens`, `cached_tokens`).
 
 use memchr::memmem;
+use quorate_routing::Api;
 use serde::Deserialize;
 use std::sync::LazyLock;
 
 /// How much of the end of an answer is searched. Engines write `usage` last or nearly last.
 pub(crate) const TAIL: usize = 4096;
 
-static KEY: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"usage\""));
-static KEY_FROM_END: LazyLock<memmem::FinderRev<'static>> =
-    LazyLock::new(|| memmem::FinderRev::new(b"\"usage\""));
+/// The member that holds the usage, quotation marks included.
+#[derive(Debug)]
+pub(crate) struct Key {
+    length: usize,
+    first: memmem::Finder<'static>,
+    last: memmem::FinderRev<'static>,
+}
+
+impl Key {
+    fn new(key: &'static str) -> Self {
+        Self {
+            length: key.len(),
+            first: memmem::Finder::new(key),
+            last: memmem::FinderRev::new(key),
+        }
+    }
+
+    /// The one that answers of `api` have.
+    pub fn of(api: Api) -> &'static Self {
+        static USAGE: LazyLock<Key> = LazyLock::new(|| Key::new("\"usage\""));
+        static META_INFO: LazyLock<Key> = LazyLock::new(|| Key::new("\"meta_info\""));
+        match api {
+            Api::SglangGenerate => &META_INFO,
+            _ => &USAGE,
+        }
+    }
+}
 
 /// Tokens of one request, as far as the engine said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +63,8 @@ struct Fields {
     prompt_tokens_details: Option<Details>,
     #[serde(default)]
     cache_read_input_tokens: Option<u64>,
+    #[serde(default)]
+    cached_tokens: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -54,38 +82,38 @@ impl Usage {
     }
 
     /// The first usage object of an event's data.
-    pub fn find(data: &[u8]) -> Option<Self> {
+    pub fn find(data: &[u8], key: &Key) -> Option<Self> {
         let mut from = 0;
-        while let Some(at) = KEY.find(data.get(from..)?) {
-            let key = from + at;
-            if let Some(usage) = at_key(data, key) {
+        while let Some(at) = key.first.find(data.get(from..)?) {
+            let begin = from + at;
+            if let Some(usage) = at_key(data, begin, key.length) {
                 return Some(usage);
             }
-            from = key + 1;
+            from = begin + 1;
         }
         None
     }
 
     /// The last usage object of the end of a JSON answer.
-    pub fn find_last(tail: &[u8]) -> Option<Self> {
+    pub fn find_last(tail: &[u8], key: &Key) -> Option<Self> {
         let mut end = tail.len();
-        while let Some(key) = KEY_FROM_END.rfind(tail.get(..end)?) {
-            if let Some(usage) = at_key(tail, key) {
+        while let Some(begin) = key.last.rfind(tail.get(..end)?) {
+            if let Some(usage) = at_key(tail, begin, key.length) {
                 return Some(usage);
             }
-            end = key;
+            end = begin;
         }
         None
     }
 }
 
 /// Parses the object behind the key at `key`; `None` if that is text inside a string, or null.
-fn at_key(data: &[u8], key: usize) -> Option<Usage> {
+fn at_key(data: &[u8], key: usize, length: usize) -> Option<Usage> {
     if key > 0 && data.get(key - 1) == Some(&b'\\') {
         return None;
     }
     let value = data
-        .get(key + 7..)?
+        .get(key + length..)?
         .trim_ascii_start()
         .strip_prefix(b":")?
         .trim_ascii_start();
@@ -102,7 +130,8 @@ fn at_key(data: &[u8], key: usize) -> Option<Usage> {
         cached: fields
             .prompt_tokens_details
             .and_then(|d| d.cached_tokens)
-            .or(fields.cache_read_input_tokens),
+            .or(fields.cache_read_input_tokens)
+            .or(fields.cached_tokens),
     })
 }
 
@@ -122,8 +151,8 @@ impl Tail {
     }
 
     /// The usage in it.
-    pub fn usage(&self) -> Option<Usage> {
-        Usage::find_last(&self.0)
+    pub fn usage(&self, key: &Key) -> Option<Usage> {
+        Usage::find_last(&self.0, key)
     }
 }
 
@@ -131,6 +160,14 @@ impl Tail {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn find(data: &[u8]) -> Option<Usage> {
+        Usage::find(data, Key::of(Api::Chat))
+    }
+
+    fn find_last(data: &[u8]) -> Option<Usage> {
+        Usage::find_last(data, Key::of(Api::Chat))
+    }
 
     fn usage(input: u64, output: u64, cached: Option<u64>) -> Option<Usage> {
         Some(Usage {
@@ -145,30 +182,32 @@ mod tests {
         let chat =
             br#"{"choices":[],"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,
             "prompt_tokens_details":{"cached_tokens":8}},"prompt_logprobs":null}"#;
-        assert_eq!(Usage::find(chat), usage(9, 3, Some(8)));
-        assert_eq!(Usage::find_last(chat), usage(9, 3, Some(8)));
+        assert_eq!(find(chat), usage(9, 3, Some(8)));
+        assert_eq!(find_last(chat), usage(9, 3, Some(8)));
         let responses = br#"{"type":"response.completed","response":{"usage":{"input_tokens":5,"output_tokens":7,"input_tokens_details":{"cached_tokens":0}}}}"#;
-        assert_eq!(Usage::find(responses), usage(5, 7, Some(0)));
-        let mut anthropic = Usage::find(br#"{"message":{"usage":{"input_tokens":4,"cache_read_input_tokens":2,"output_tokens":1}}}"#).unwrap();
-        anthropic.merge(
-            Usage::find(br#"{"type":"message_delta","usage":{"output_tokens":6}}"#).unwrap(),
-        );
+        assert_eq!(find(responses), usage(5, 7, Some(0)));
+        let mut anthropic = find(br#"{"message":{"usage":{"input_tokens":4,"cache_read_input_tokens":2,"output_tokens":1}}}"#).unwrap();
+        anthropic.merge(find(br#"{"type":"message_delta","usage":{"output_tokens":6}}"#).unwrap());
         assert_eq!(Some(anthropic), usage(4, 6, Some(2)));
         let details = br#"{"usage" : {"prompt_tokens":1,"completion_tokens":2,"prompt_tokens_details":null}}"#;
-        assert_eq!(Usage::find(details), usage(1, 2, None));
+        assert_eq!(find(details), usage(1, 2, None));
+        let sglang = br#"{"text":"\"usage\"","meta_info":{"id":"x","prompt_tokens":5,"completion_tokens":6,"cached_tokens":4}}"#;
+        let key = Key::of(Api::SglangGenerate);
+        assert_eq!(Usage::find(sglang, key), usage(5, 6, Some(4)));
+        assert_eq!(Usage::find_last(sglang, key), usage(5, 6, Some(4)));
     }
 
     #[test]
     fn text_that_looks_like_usage_is_not() {
-        assert_eq!(Usage::find(br#"{"usage":null}"#), None);
+        assert_eq!(find(br#"{"usage":null}"#), None);
         assert_eq!(
-            Usage::find(br#"{"content":"\"usage\":{\"prompt_tokens\":1}"}"#),
+            find(br#"{"content":"\"usage\":{\"prompt_tokens\":1}"}"#),
             None
         );
-        assert_eq!(Usage::find(br#"{"usage":{"prompt_tokens":"#), None);
+        assert_eq!(find(br#"{"usage":{"prompt_tokens":"#), None);
         let after =
             br#"{"content":"\"usage\":{}","usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
-        assert_eq!(Usage::find(after), usage(1, 2, None));
+        assert_eq!(find(after), usage(1, 2, None));
     }
 
     proptest! {
@@ -192,7 +231,7 @@ mod tests {
             let mut data = before.into_bytes();
             data.extend_from_slice(b"\"usage\"");
             data.extend_from_slice(&after);
-            let _ = (Usage::find(&data), Usage::find_last(&data));
+            let _ = (find(&data), find_last(&data));
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::tls::{TlsError, UpstreamTls};
 use crate::upstream::Upstreams;
 use arc_swap::ArcSwap;
 use quorate_routing::identity::Authenticator;
-use quorate_routing::{Scheduler, SharedView, now_ms};
+use quorate_routing::{SharedView, now_ms};
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
@@ -18,23 +18,17 @@ use tokio_util::sync::CancellationToken;
 /// What the node gives to its gateway and may change while it runs.
 pub struct GatewayShared {
     view: SharedView,
-    scheduler: Arc<dyn Scheduler>,
     node: ArcSwap<String>,
     ready: AtomicBool,
     authenticator: OnceLock<Arc<Authenticator>>,
 }
 
 impl GatewayShared {
-    /// Routes by `view` and picks with `scheduler`. `node` is the name shown by `/health`. Not ready until
+    /// Routes by `view`, which also has the pools' policies. `node` is the name shown by `/health`. Not ready until
     /// [`GatewayShared::set_ready`].
-    pub fn new(
-        view: SharedView,
-        scheduler: Arc<dyn Scheduler>,
-        node: impl Into<String>,
-    ) -> Arc<Self> {
+    pub fn new(view: SharedView, node: impl Into<String>) -> Arc<Self> {
         Arc::new(Self {
             view,
-            scheduler,
             node: ArcSwap::from_pointee(node.into()),
             ready: AtomicBool::new(false),
             authenticator: OnceLock::new(),
@@ -44,11 +38,6 @@ impl GatewayShared {
     /// The view that requests are routed by.
     pub fn view(&self) -> &SharedView {
         &self.view
-    }
-
-    /// What picks endpoints.
-    pub fn scheduler(&self) -> &Arc<dyn Scheduler> {
-        &self.scheduler
     }
 
     /// From here on clients are asked who they are, by this one. Only the first call counts.

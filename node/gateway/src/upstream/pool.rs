@@ -4,6 +4,7 @@ use super::exchange::{Channel, Link, RequestBody};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 use hyper::client::conn::http2;
+use metrics::Counter;
 use parking_lot::Mutex;
 use quorate_routing::{Endpoint, RoutingView};
 use std::collections::{HashMap, HashSet};
@@ -31,6 +32,8 @@ pub(crate) struct Entry {
     )]
     idle: Mutex<Vec<Box<Link>>>,
     http2: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    /// How often it was picked, by the model asked for.
+    picks: Mutex<Vec<(Arc<str>, Counter)>>,
     max_idle: usize,
     idle_timeout: Duration,
 }
@@ -57,6 +60,7 @@ impl Upstreams {
                     authority: authority.parse().ok(),
                     idle: Mutex::default(),
                     http2: Mutex::default(),
+                    picks: Mutex::default(),
                     max_idle: self.max_idle,
                     idle_timeout: self.idle_timeout,
                 })
@@ -79,6 +83,18 @@ impl Upstreams {
 }
 
 impl Entry {
+    /// It was picked for a request that asks for `model`.
+    pub fn count_pick(&self, model: &Arc<str>) {
+        let mut picks = self.picks.lock();
+        if let Some((_, counter)) = picks.iter().find(|(of, _)| of == model) {
+            counter.increment(1);
+            return;
+        }
+        let counter = crate::metrics::picked(&self.endpoint, model);
+        counter.increment(1);
+        picks.push((Arc::clone(model), counter));
+    }
+
     /// The `Host` header.
     pub fn host(&self) -> &HeaderValue {
         &self.host

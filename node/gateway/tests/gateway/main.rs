@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod classes;
 mod drain;
+mod engines;
 mod errors;
 mod limits;
 mod metrics;
 mod protocols;
 mod proxy;
+mod requests;
 mod retry;
+mod rewrite;
 mod streams;
 mod support;

@@ -79,7 +79,7 @@ async fn a_reset_http2_stream_ends_its_request_and_no_other() {
     let mut bodies = Vec::new();
     let mut open = Vec::new();
     for _ in 0..2 {
-        let answer = tokio::spawn(sender.send_request(chat(CHAT_STREAM)));
+        let answer = tokio::spawn(sender.send_request(chat(CHAT_STREAM_USAGE)));
         let tap = soon(tapped.recv()).await.unwrap();
         tap.send(Ok("data: 1\n\n".into())).await.unwrap();
         let mut body = soon(answer).await.unwrap().unwrap().into_body();

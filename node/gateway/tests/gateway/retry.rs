@@ -1,8 +1,14 @@
 //! What goes to another endpoint and what does not.
 
 use crate::support::*;
+use http::HeaderName;
 use quorate_gateway::{GatewayConfig, RetryConfig};
+use quorate_routing::{
+    Decision, NotPicked, Picked, PoolPolicy, Route, Scheduler, SchedulingRequest, Tried,
+    Unavailable,
+};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -239,4 +245,59 @@ async fn nothing_is_retried_once_a_byte_went_out() {
     assert_eq!(good.requests() + halves, 20);
     assert_eq!(bad.connections(), halves);
     assert_eq!(front.reserved(), 0);
+}
+
+/// Always picks the first endpoint, names the others backwards as fallbacks, and asks for headers.
+struct FirstThenLast;
+
+impl Scheduler for FirstThenLast {
+    fn schedule(
+        &self,
+        request: &SchedulingRequest<'_>,
+        route: &Route,
+        _tried: &Tried,
+        now: u64,
+        _random: u64,
+        _record: Option<&mut Decision>,
+    ) -> Result<Picked, NotPicked> {
+        let mut endpoints = route.endpoints.iter();
+        let first = endpoints.next().ok_or(Unavailable::Empty)?;
+        let reservation = first.reserve(now).ok_or(Unavailable::NoneAvailable)?;
+        let mut picked = Picked::new(reservation);
+        picked.fallbacks = endpoints.rev().cloned().collect();
+        let header = |name, value: &str| (HeaderName::from_static(name), value.parse().unwrap());
+        picked.request_headers = vec![header("x-prefiller-host-port", "10.0.0.1:8000")];
+        let session = request.session.unwrap_or("none");
+        picked.response_headers = vec![header("x-session-token", session)];
+        Ok(picked)
+    }
+}
+
+#[tokio::test]
+async fn fallbacks_of_the_decision_go_first_and_its_headers_are_set() {
+    let down = Engine::start(|_| async { answer(503, "application/json", "{}") }).await;
+    let never = Engine::start(|_| async { json("{}") }).await;
+    let third = Engine::start(|seen| async move {
+        assert_eq!(seen.headers["x-prefiller-host-port"], "10.0.0.1:8000");
+        json(r#"{"from":"third"}"#)
+    })
+    .await;
+    let policy = PoolPolicy {
+        scheduler: Arc::new(FirstThenLast),
+        ..PoolPolicy::default()
+    };
+    let front = Front::with(config(), policy, endpoints(&[&down, &never, &third]));
+    let reply = front
+        .post_with(CHAT_PATH, "x-session-id: s-1\r\n", CHAT)
+        .await;
+    assert_eq!(
+        (reply.status, &reply.json()["from"]),
+        (200, &"third".into())
+    );
+    assert_eq!(reply.header("x-session-token"), Some("s-1"));
+    assert_eq!(
+        (down.requests(), never.requests(), third.requests()),
+        (1, 0, 1)
+    );
+    eventually("every place is given back", || front.reserved() == 0).await;
 }

@@ -160,7 +160,7 @@ async fn a_stream_broken_inside_an_event_is_broken_for_the_client() {
     let (engine, taps) = fed().await;
     let front = Front::before(config(), &[&engine]);
     let mut client = front.connect().await;
-    client.post(CHAT_PATH, CHAT_STREAM).await;
+    client.post(CHAT_PATH, CHAT_STREAM_USAGE).await;
     let tap = tap(&taps).await;
     tap.send(Ok("data: {\"choices\":[{\"del".into()))
         .await

@@ -1,5 +1,6 @@
 //! What the tests share: engines that behave as told, a gateway in front of them, and a client that sees every byte.
 
+pub use crate::requests::*;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -9,7 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use quorate_gateway::{Gateway, GatewayConfig, GatewayHandle, GatewayShared, HumanDuration};
 use quorate_routing::{
-    BreakerPolicy, Endpoint, EndpointSpec, Health, PoolSpec, PowerOfTwo, RoutingView, ServedModel,
+    BreakerPolicy, Endpoint, EndpointSpec, Health, PoolPolicy, PoolSpec, RoutingView, ServedModel,
     SharedView, Target,
 };
 use std::collections::BTreeMap;
@@ -244,20 +245,34 @@ pub fn endpoint(name: &str, url: &str, h2c: bool) -> Arc<Endpoint> {
     Arc::new(endpoint)
 }
 
+/// An endpoint for each engine, over HTTP/1.1.
+pub fn endpoints(engines: &[&Engine]) -> Vec<Arc<Endpoint>> {
+    engines
+        .iter()
+        .enumerate()
+        .map(|(i, engine)| endpoint(&format!("e{i}"), &format!("http://{}", engine.addr), false))
+        .collect()
+}
+
 impl Front {
     /// A gateway with the given limits in front of one pool of these endpoints, all of which serve the model `m`.
     pub fn of(config: GatewayConfig, endpoints: Vec<Arc<Endpoint>>) -> Self {
+        Self::with(config, PoolPolicy::default(), endpoints)
+    }
+
+    /// The same with a policy for the pool.
+    pub fn with(config: GatewayConfig, policy: PoolPolicy, endpoints: Vec<Arc<Endpoint>>) -> Self {
         crate::metrics::recorder();
         let pool = PoolSpec {
             name: "p".into(),
             ..PoolSpec::default()
         };
-        let view: SharedView = Arc::new(ArcSwap::from_pointee(RoutingView::build([(
+        let view: SharedView = Arc::new(ArcSwap::from_pointee(RoutingView::with_policies([(
             pool,
+            Arc::new(policy),
             endpoints.clone(),
         )])));
-        let shared =
-            GatewayShared::new(Arc::clone(&view), Arc::new(PowerOfTwo::default()), "node-1");
+        let shared = GatewayShared::new(Arc::clone(&view), "node-1");
         shared.set_ready(true);
         let handle = Gateway::start(config, Arc::clone(&shared)).unwrap();
         Self {
@@ -270,14 +285,7 @@ impl Front {
 
     /// In front of these engines, over HTTP/1.1.
     pub fn before(config: GatewayConfig, engines: &[&Engine]) -> Self {
-        let endpoints = engines
-            .iter()
-            .enumerate()
-            .map(|(i, engine)| {
-                endpoint(&format!("e{i}"), &format!("http://{}", engine.addr), false)
-            })
-            .collect();
-        Self::of(config, endpoints)
+        Self::of(config, endpoints(engines))
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -292,6 +300,17 @@ impl Front {
     pub async fn post(&self, path: &str, body: &str) -> Reply {
         let mut client = self.connect().await;
         client.post(path, body).await;
+        client.reply().await
+    }
+
+    /// The same with more headers, each line ended by CR LF.
+    pub async fn post_with(&self, path: &str, headers: &str, body: &str) -> Reply {
+        let mut client = self.connect().await;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: front\r\n{headers}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        client.send(format!("{head}{body}").as_bytes()).await;
         client.reply().await
     }
 
@@ -475,9 +494,3 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
-
-/// A chat request.
-pub const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
-pub const CHAT_STREAM: &str =
-    r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
-pub const CHAT_PATH: &str = "/v1/chat/completions";
