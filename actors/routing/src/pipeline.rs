@@ -8,6 +8,7 @@ pub mod attributes;
 mod decision;
 mod loads;
 mod plugin;
+mod prefer;
 mod profile;
 mod request;
 mod stages;
@@ -236,6 +237,7 @@ impl Pipeline {
             let Some(endpoint) = endpoints.get(primary) else {
                 return Err(Unavailable::NoneAvailable.into());
             };
+            prefer::check(&context, self.shape, primary)?;
             let Some(reservation) = endpoint.reserve_with(now, self.tokens_of(&context, primary))
             else {
                 rows.retain(|row| *row != primary);
