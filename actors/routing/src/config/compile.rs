@@ -10,6 +10,7 @@ use super::{
     ConfigErrors, EndpointPickerConfig, Fields, FlowControlConfig, PluginSpec, ProfilePlugin,
     ProfileSpec,
 };
+use crate::objective::AgentIdentity;
 use crate::pipeline::{Named, Pipeline, Profile, Weighted};
 use crate::plugin::admitter::sheddable::Sheddable;
 use crate::plugin::handler::single::Single;
@@ -24,6 +25,8 @@ pub struct CompiledPolicy {
     pub scheduler: Arc<Pipeline>,
     /// Queues requests; `None`: off.
     pub flow: Option<FlowControlConfig>,
+    /// Derives fairness ids for requests that name none; `None`: off.
+    pub agent_identity: Option<Arc<AgentIdentity>>,
     /// What has no effect.
     pub warnings: Vec<Problem>,
 }
@@ -177,10 +180,16 @@ pub(super) fn compile(
             .admitters
             .insert(0, Named::new("sheddable", Arc::new(Sheddable(detector))));
     }
+    let agent_identity = plugins
+        .built
+        .iter()
+        .find_map(|(_, built)| built.agent_identity.clone())
+        .map(Arc::new);
     if findings.errors.is_empty() {
         Ok(CompiledPolicy {
             scheduler: Arc::new(pipeline),
             flow,
+            agent_identity,
             warnings: findings.warnings,
         })
     } else {

@@ -7,6 +7,7 @@ use super::flow::{FairnessPolicy, OrderingPolicy, SaturationDetector, UsageLimit
 use super::producers::Ledger;
 pub use super::producers::Produces;
 use super::{PluginSpec, ProfileSpec};
+use crate::objective::AgentIdentity;
 use crate::pipeline::{
     Admitter, ColumnId, DataProducer, Decider, Filter, OnPicked, Picker, ProfileHandler, Scorer,
     Screener, TokenAccounting,
@@ -38,6 +39,8 @@ pub struct Built {
     pub on_picked: Option<Arc<dyn OnPicked>>,
     /// What reservations count.
     pub tokens: Option<TokenAccounting>,
+    /// Derives fairness ids.
+    pub agent_identity: Option<AgentIdentity>,
     /// Used by flow control.
     pub fairness: Option<FairnessPolicy>,
     /// Used by flow control.

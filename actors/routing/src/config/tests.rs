@@ -374,6 +374,31 @@ flowControl:
 }
 
 #[test]
+fn agents_are_told_apart_if_configured() {
+    assert_eq!(
+        parse("").unwrap().config.compile().unwrap().agent_identity,
+        None
+    );
+    let text = "plugins:\n- {type: agent-identity, parameters: {additionalSessionHeaders: [x-mine]}}\n- type: queue-scorer\n";
+    let identity = parse(text)
+        .unwrap()
+        .config
+        .compile()
+        .unwrap()
+        .agent_identity
+        .unwrap();
+    let mut headers = http::HeaderMap::new();
+    headers.insert("session-id", http::HeaderValue::from_static("b"));
+    assert_eq!(identity.of(&headers), Some("b"));
+    headers.insert("x-mine", http::HeaderValue::from_static("a"));
+    assert_eq!(identity.of(&headers), Some("a"));
+    let bad = errors(
+        "plugins:\n- {type: agent-identity, parameters: {additionalSessionHeaders: ['a b']}}\n",
+    );
+    assert!(bad.contains("`a b` is no name of a header"), "{bad}");
+}
+
+#[test]
 fn another_crate_can_bring_a_producer() {
     use crate::pipeline::{Attributes, DataProducer, Prediction, ProducerInput};
     struct Same(usize);

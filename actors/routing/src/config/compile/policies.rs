@@ -4,6 +4,8 @@ use crate::config::registry::{Build, Built};
 use crate::config::{
     FairnessPolicy, Fields, HoldbackDomain, OrderingPolicy, ProgramAware, UsageLimitPolicy,
 };
+use crate::objective::AgentIdentity;
+use http::HeaderName;
 use std::time::Duration;
 
 fn fairness(policy: FairnessPolicy) -> Built {
@@ -23,6 +25,24 @@ fn ordering(policy: OrderingPolicy) -> Built {
 fn usage_limit(policy: UsageLimitPolicy) -> Built {
     Built {
         usage_limit: Some(policy),
+        ..Built::default()
+    }
+}
+
+/// `agent-identity`: fairness ids out of the headers in which agents name their sessions.
+pub(crate) fn agent_identity(fields: &mut Fields<'_>, _: &mut Build<'_>) -> Built {
+    let mut headers = Vec::new();
+    for name in fields.texts("additionalSessionHeaders") {
+        match HeaderName::from_bytes(name.as_bytes()) {
+            Ok(header) => headers.push(header),
+            Err(_) => fields.error(
+                "additionalSessionHeaders",
+                format!("`{name}` is no name of a header"),
+            ),
+        }
+    }
+    Built {
+        agent_identity: Some(AgentIdentity::new(headers)),
         ..Built::default()
     }
 }

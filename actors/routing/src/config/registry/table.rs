@@ -202,10 +202,9 @@ pub(in crate::config) static TABLE: &[PluginType] = &[
     stable("latency-slo-admitter", admitter::latency_slo::build),
     stable("probabilistic-admitter", admitter::probabilistic::build),
     row("disaggregatedset-rollout-screener", Experimental, Not),
-    row(
+    experimental(
         "agent-identity",
-        Experimental,
-        Without("fairness ids are derived by the gateway"),
+        super::super::compile::policies::agent_identity,
     ),
     row("request-attribute-reporter", Stable, Not),
     row(
