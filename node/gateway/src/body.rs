@@ -6,21 +6,26 @@
 //! `[DONE]`. Everything else is broken off: the chunked body ends without its last chunk (HTTP/1.1), the stream is reset
 //! (HTTP/2).
 
+mod ending;
+
+pub(crate) use ending::{fail, is_unavailable};
+
 use crate::call::Call;
 use crate::change::Changer;
 use crate::client::{Client, InFlight};
 use crate::deadline::{Deadline, after};
 use crate::error::error_event;
 use crate::inspect::Inspect;
-use crate::metrics::endpoint_failed;
 use crate::observe::{End, Observation};
 use crate::upstream::Source;
 use crate::watched::Watched;
 use crate::worker::Core;
 use bytes::{Bytes, BytesMut};
+use ending::{Broken, grpc_failed, served};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, HeaderValue, StatusCode, response};
+use http::{HeaderValue, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
+use quorate_routing::flow::Permit;
 use quorate_routing::{Api, Failure, Reservation, now_ms};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -137,6 +142,7 @@ pub(crate) struct UpstreamBody {
     /// The answer must be broken off, once what came of it has been written.
     break_off: bool,
     reservation: Option<Reservation>,
+    permit: Option<Permit>,
     observation: Option<Observation>,
     inspect: Inspect,
     api: Api,
@@ -182,6 +188,7 @@ impl UpstreamBody {
             over: false,
             break_off: false,
             reservation: Some(reservation),
+            permit: call.permit,
             observation: Some(observation),
             inspect,
             api,
@@ -272,6 +279,11 @@ impl UpstreamBody {
         if self.over {
             return Poll::Ready(None);
         }
+        if let Some(permit) = &self.permit
+            && permit.poll_revoked(cx).is_ready()
+        {
+            return self.broken(cx, Broken::Revoked);
+        }
         if let Some(frame) = self.ready.take() {
             if self.source.body().is_end_stream() {
                 self.complete();
@@ -293,8 +305,7 @@ impl UpstreamBody {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "answer broke off");
-                    let message = "the model server broke off the answer";
-                    return self.broken(cx, Some(Failure::Reset), message);
+                    return self.broken(cx, Broken::Engine(Failure::Reset));
                 }
                 Poll::Pending => return self.check_time(cx),
             };
@@ -346,12 +357,14 @@ impl UpstreamBody {
         if !self.deadline.has_passed(cx, at) {
             return Poll::Pending;
         }
-        if at == idle_at {
-            let message = "the model server stopped in the middle of the answer";
-            self.broken(cx, Some(Failure::IdleTimeout), message)
-        } else {
-            self.broken(cx, None, "the request took longer than the time limit")
-        }
+        self.broken(
+            cx,
+            if at == idle_at {
+                Broken::Engine(Failure::IdleTimeout)
+            } else {
+                Broken::OutOfTime
+            },
+        )
     }
 
     /// Body bytes have come; true if a chunk with usage may have ended in them.
@@ -361,6 +374,12 @@ impl UpstreamBody {
         let seen = self.inspect.feed(data);
         if let Some(observation) = &mut self.observation {
             observation.body(now, data.len(), seen.tokens);
+        }
+        // The first look at the clock for progress is due with the first piece.
+        if now >= self.progress_at
+            && let Some(permit) = &mut self.permit
+        {
+            permit.first_token();
         }
         if now >= self.progress_at
             && let Some(reservation) = &self.reservation
@@ -382,9 +401,11 @@ impl UpstreamBody {
         }
         let usage = self.inspect.usage();
         let failed = self.inspect.has_failed() || self.grpc_failed;
+        let permit = self.permit.take();
         if let Some(mut observation) = self.observation.take() {
             if let Some(usage) = usage {
                 observation.usage(usage);
+                served(permit, usage);
             }
             observation.end(if failed || self.status.as_u16() >= 400 {
                 End::Error("ModelServerError")
@@ -398,8 +419,7 @@ impl UpstreamBody {
     fn broken(
         &mut self,
         cx: &mut Context<'_>,
-        failure: Option<Failure>,
-        message: &str,
+        why: Broken,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         self.over = true;
         let scanner = match &self.inspect {
@@ -411,7 +431,8 @@ impl UpstreamBody {
         // With unfinished events held back, the client always stands between two.
         let between = self.changer.as_ref().and_then(|c| c.between_events());
         let between = between.or(scanner.map(|s| s.between_events())) == Some(true);
-        if let (Some(reservation), Some(failure)) = (self.reservation.take(), failure)
+        let permit = self.permit.take();
+        if let (Some(reservation), Broken::Engine(failure)) = (self.reservation.take(), why)
             && !had_ended
         {
             fail(&reservation, failure);
@@ -419,17 +440,20 @@ impl UpstreamBody {
         if let Some(mut observation) = self.observation.take() {
             if let Some(usage) = self.inspect.usage() {
                 observation.usage(usage);
+                served(permit, usage);
             }
-            observation.end(match failure {
+            observation.end(match why {
                 _ if had_ended => End::Complete,
-                Some(_) => End::Error("ModelServerError"),
-                None => End::Error("GatewayTimeout"),
+                Broken::Engine(_) => End::Error("ModelServerError"),
+                Broken::OutOfTime => End::Error("GatewayTimeout"),
+                Broken::Revoked => End::Error("ResourceExhausted"),
             });
         }
         match scanner {
             Some(_) if had_ended => Poll::Ready(None),
             Some(_) if between => {
-                Poll::Ready(Some(Ok(Frame::data(error_event(self.api, message)))))
+                let (code, message) = why.told();
+                Poll::Ready(Some(Ok(Frame::data(error_event(self.api, code, message)))))
             }
             _ => {
                 // An error now would throw away what is in hyper's buffer: let that be written first.
@@ -439,36 +463,4 @@ impl UpstreamBody {
             }
         }
     }
-}
-
-/// Tells the endpoint's breaker and the metrics about a failure.
-pub(crate) fn fail(reservation: &Reservation, failure: Failure) {
-    let spec = reservation.endpoint().spec();
-    let kind = match failure {
-        Failure::Connect => "connect",
-        Failure::Reset => "reset",
-        Failure::Status(_) => "status",
-        Failure::FirstByteTimeout => "first_byte_timeout",
-        Failure::IdleTimeout => "idle_timeout",
-    };
-    tracing::debug!(
-        endpoint = &*spec.name,
-        pool = &*spec.pool,
-        ?failure,
-        "endpoint failed a request"
-    );
-    endpoint_failed(&spec.pool, &spec.name, kind);
-    reservation.failed(failure, now_ms());
-}
-
-/// 502, 503 and 504: the endpoint could not serve the request, and another one may.
-pub(crate) fn is_unavailable(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 502..=504)
-}
-
-/// Whether headers or trailers have a gRPC status other than OK.
-fn grpc_failed(headers: &HeaderMap) -> bool {
-    headers
-        .get("grpc-status")
-        .is_some_and(|status| status != "0")
 }

@@ -5,6 +5,7 @@ use crate::client::Client;
 use crate::observe::Observation;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, request};
+use quorate_routing::flow::Permit;
 use quorate_routing::{Caller, Class, RequestInfo};
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +36,8 @@ pub(crate) struct Call {
     pub info: RequestInfo<'static>,
     /// Pool, priority, flow and the model to ask for.
     pub class: Class,
+    /// Its place in the pool's flow control, held until its answer has ended.
+    pub permit: Option<Permit>,
     /// Set on what goes to the endpoint, in place of those of the same name: the scheduler's decision.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Set on the answer.

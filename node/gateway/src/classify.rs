@@ -131,6 +131,7 @@ fn classify(worker: &Worker, parsed: Parsed) -> Result<Call, Refusal> {
         body,
         info,
         class,
+        permit: None,
         request_headers: Vec::new(),
         response_headers: Vec::new(),
         changes,

@@ -5,6 +5,7 @@ use crate::body::GatewayBody;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
+use quorate_routing::flow::Outcome;
 use quorate_routing::{Api, Dialect, NotPicked, Unroutable};
 use serde_json::json;
 use std::fmt::Write;
@@ -34,6 +35,8 @@ pub(crate) enum Refusal {
     BodyBroken(String),
     #[error("{0}")]
     NotPicked(#[from] NotPicked),
+    #[error("{}", .0.refusal().map_or("the request was refused", |refusal| refusal.message))]
+    Flow(Outcome),
     #[error("no pool is configured yet")]
     NoPools,
     #[error("no connection to a model server could be made")]
@@ -57,6 +60,10 @@ impl Refusal {
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NotPicked(refused) => refused.status(),
+            Self::Flow(outcome) => outcome
+                .refusal()
+                .and_then(|refusal| StatusCode::from_u16(refusal.status).ok())
+                .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
             Self::NoPools => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
             Self::FirstByteTimeout | Self::TotalTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -79,7 +86,8 @@ impl Refusal {
                 status if status.is_client_error() => "BadRequest",
                 _ => "ServiceUnavailable",
             },
-            Self::NoPools => "ServiceUnavailable",
+            Self::Flow(_) if self.status() == StatusCode::TOO_MANY_REQUESTS => "ResourceExhausted",
+            Self::Flow(_) | Self::NoPools => "ServiceUnavailable",
             Self::Connect | Self::Reset => "BadGateway",
             Self::FirstByteTimeout | Self::TotalTimeout => "GatewayTimeout",
             Self::Access(access) => access.metric_code(),
@@ -90,6 +98,7 @@ impl Refusal {
     pub fn dropped_reason(&self) -> Option<&'static str> {
         match self {
             Self::NotPicked(refused) => refused.dropped_reason(),
+            Self::Flow(outcome) => outcome.refusal().map(|refusal| refusal.reason),
             Self::NoPools => Some("rejected-no-endpoints"),
             _ => None,
         }
@@ -118,6 +127,8 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE => "no_endpoints",
                 _ => "request_rejected",
             },
+            Self::Flow(Outcome::Revoked) => "evicted",
+            Self::Flow(_) => "request_rejected",
             Self::NoPools => "no_endpoints",
             Self::Connect => "upstream_connect_failed",
             Self::Reset => "upstream_reset",
@@ -152,7 +163,7 @@ impl Refusal {
             response
         };
         let headers = response.headers_mut();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if status == StatusCode::SERVICE_UNAVAILABLE || matches!(self, Self::Flow(_)) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if let Self::Access(access) = self {
@@ -269,13 +280,13 @@ pub(crate) fn error_json(
 
 /// The event that ends a stream that broke after it began. OpenAI's and Anthropic's clients raise it as an API error; the
 /// stream then ends without `[DONE]`.
-pub(crate) fn error_event(api: Api, message: &str) -> Bytes {
+pub(crate) fn error_event(api: Api, code: &str, message: &str) -> Bytes {
     let json = error_json(
         api.dialect(),
         StatusCode::BAD_GATEWAY,
         message,
         None,
-        Some("upstream_failed"),
+        Some(code),
     );
     let name: &[u8] = match api {
         Api::Messages | Api::Responses => b"event: error\n",
@@ -350,7 +361,7 @@ mod tests {
     #[test]
     fn error_events_are_whole_events() {
         for api in [Api::Chat, Api::Messages, Api::Responses] {
-            let event = error_event(api, "gone\nnow");
+            let event = error_event(api, "upstream_failed", "gone\nnow");
             let text = std::str::from_utf8(&event).unwrap();
             assert!(
                 text.ends_with("\n\n") && text.trim_end().lines().count() <= 2,

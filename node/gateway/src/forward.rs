@@ -15,6 +15,7 @@ use crate::upstream::{self, Answer, Failed};
 use crate::worker::Worker;
 use http::Response;
 use quorate_routing::classify::media_sizes;
+use quorate_routing::flow::Outcome;
 use quorate_routing::request::PromptIn;
 use quorate_routing::{BreakerState, Endpoint, Failure, Reservation, Tried, now_ms};
 use std::future::poll_fn;
@@ -108,7 +109,7 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
                         fail(&picked.reservation, failure);
                     }
                     last = Some(Last::Failed(failed));
-                    if matches!(failed, Failed::FirstByte | Failed::Total) {
+                    if matches!(failed, Failed::FirstByte | Failed::Total | Failed::Revoked) {
                         return conclude(worker, call, last, Refusal::TotalTimeout);
                     }
                     let connect = failed == Failed::Connect;
@@ -243,6 +244,7 @@ fn conclude(
         Some(Last::Failed(Failed::Reset)) => Refusal::Reset,
         Some(Last::Failed(Failed::FirstByte)) => Refusal::FirstByteTimeout,
         Some(Last::Failed(Failed::Total)) => Refusal::TotalTimeout,
+        Some(Last::Failed(Failed::Revoked)) => Refusal::Flow(Outcome::Revoked),
         None => refusal,
     };
     if let Some(reason) = refusal.dropped_reason() {

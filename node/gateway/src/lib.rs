@@ -1,12 +1,13 @@
 //! The L7 gateway: takes OpenAI, Anthropic and engine-native HTTP requests and forwards each to an endpoint of the right pool.
 //!
 //! A request passes through the stages in `service.rs`: trace, answer (own paths and errors), parse, classify (pool, model rewrite,
-//! priority, flow), forward (schedule, reserve, send, retry), and its answer is inspected, measured and where need be changed
+//! priority, flow), admit (flow control), forward (schedule, reserve, send, retry), and its answer is inspected, measured and where need be changed
 //! back frame by frame. Bodies are parsed once and forwarded byte for byte but for what a rule rewrites. Each worker thread has its own runtime, its client connections and the upstream connections they use.
 //!
 //! * reads: the published [`quorate_routing::RoutingView`], certificate files
 //! * writes: reservations and observations on endpoints, metrics
 //! * takes no messages: [`GatewayShared`] holds what the node may change, [`GatewayHandle`] drains and stops
+mod admit;
 mod answer;
 mod authenticate;
 mod authorize;

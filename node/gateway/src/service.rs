@@ -1,5 +1,6 @@
 //! The door: the stages of the request path as one tower service, one for each client connection.
 
+use crate::admit::{Admit, AdmitLayer};
 use crate::answer::AnswerLayer;
 use crate::answer::Answers;
 use crate::authenticate::{Authenticate, AuthenticateLayer};
@@ -21,7 +22,7 @@ use std::task::{Context, Poll, ready};
 use tower::{Service, ServiceBuilder};
 
 /// The stages, outermost first.
-type Stages = Trace<Answers<Authenticate<Parse<Authorize<Classify<Forward>>>>>>;
+type Stages = Trace<Answers<Authenticate<Parse<Authorize<Classify<Admit<Forward>>>>>>>;
 
 /// Every request of one client connection goes through this, and every request has an answer.
 #[derive(Clone)]
@@ -45,6 +46,7 @@ impl GatewayService {
             })
             .layer(AuthorizeLayer(Arc::clone(worker)))
             .layer(ClassifyLayer(Arc::clone(worker)))
+            .layer(AdmitLayer)
             .service(Forward(Arc::clone(worker)));
         Self {
             client: Arc::clone(client),

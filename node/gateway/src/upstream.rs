@@ -54,6 +54,8 @@ pub(crate) enum Failed {
     FirstByte,
     /// The whole request's time is up; says nothing about the endpoint.
     Total,
+    /// Flow control wants its place for a request of a higher band.
+    Revoked,
 }
 
 impl Failed {
@@ -63,7 +65,7 @@ impl Failed {
             Self::Connect => Some(Failure::Connect),
             Self::Reset => Some(Failure::Reset),
             Self::FirstByte => Some(Failure::FirstByteTimeout),
-            Self::Total => None,
+            Self::Total | Self::Revoked => None,
         }
     }
 }
@@ -154,6 +156,11 @@ async fn answer(
                 tracing::debug!(endpoint = entry.endpoint().name(), %error, "no answer");
                 Failed::Reset
             }));
+        }
+        if let Some(permit) = &call.permit
+            && permit.poll_revoked(cx).is_ready()
+        {
+            return Poll::Ready(Err(Failed::Revoked));
         }
         if deadline.has_passed(cx, at) {
             let total = call.total_at.is_some_and(|total| total <= at);

@@ -1,0 +1,124 @@
+//! The stage that holds a request back while its pool is full, where the pool has flow control. A pool that is not full costs a few
+//! atomic operations and no wait.
+
+use crate::call::Call;
+use crate::error::Refusal;
+use crate::metrics::dropped;
+use crate::observe::End;
+use quorate_routing::flow::{Admission, FlowRequest};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tower::{Layer, Service};
+
+/// Makes [`Admit`].
+#[derive(Clone, Copy)]
+pub(crate) struct AdmitLayer;
+
+impl<S> Layer<S> for AdmitLayer {
+    type Service = Admit<S>;
+
+    fn layer(&self, inner: S) -> Admit<S> {
+        Admit(inner)
+    }
+}
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub(crate) struct Admit<S>(S);
+
+impl<S> Service<Call> for Admit<S>
+where
+    S: Service<Call, Error = Refusal> + Clone + Unpin,
+    S::Future: Unpin,
+{
+    type Response = S::Response;
+    type Error = Refusal;
+    type Future = Admitting<S>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut call: Call) -> Self::Future {
+        let Some(flow) = call.class.pool.policy.flow.clone() else {
+            return Admitting::Inner(self.0.call(call));
+        };
+        let labels = call.observation.labels();
+        let request = FlowRequest {
+            fairness_id: call.class.flow(),
+            priority: call.class.priority,
+            bytes: call.body.len() as u64,
+            tokens: call.info.prompt.estimated_tokens(&call.body),
+            deadline: call
+                .total_at
+                .map(|at| at.saturating_duration_since(Instant::now())),
+            slo_ttft: call
+                .class
+                .slo_ttft_ms
+                .and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok()),
+            model: &labels.model,
+            target_model: &labels.target,
+        };
+        match flow.try_admit(&request) {
+            Some(permit) => {
+                call.permit = Some(permit);
+                Admitting::Inner(self.0.call(call))
+            }
+            None => Admitting::Waiting {
+                admission: flow.admit(request),
+                waiting: Some(Box::new((call, self.0.clone()))),
+            },
+        }
+    }
+}
+
+/// The answer to come. Dropped while it waits, the request leaves the queue.
+pub(crate) enum Admitting<S: Service<Call>> {
+    Inner(S::Future),
+    Waiting {
+        admission: Admission,
+        waiting: Option<Box<(Call, S)>>,
+    },
+}
+
+impl<S> Future for Admitting<S>
+where
+    S: Service<Call, Error = Refusal> + Unpin,
+    S::Future: Unpin,
+{
+    type Output = Result<S::Response, Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match &mut *self {
+                Self::Inner(inner) => return Pin::new(inner).poll(cx),
+                Self::Waiting { admission, waiting } => {
+                    let admitted = ready!(Pin::new(admission).poll(cx));
+                    let Some((mut call, mut inner)) = waiting.take().map(|waiting| *waiting) else {
+                        return Poll::Pending;
+                    };
+                    match admitted {
+                        Ok(permit) => {
+                            call.permit = Some(permit);
+                            let inner = inner.call(call);
+                            self.set(Self::Inner(inner));
+                        }
+                        Err(outcome) => {
+                            let refusal = Refusal::Flow(outcome);
+                            if let Some(reason) = refusal.dropped_reason() {
+                                dropped(reason);
+                            }
+                            let mut observation = call.observation;
+                            if let Some(access) = &mut observation.access {
+                                access.status = refusal.status().as_u16();
+                            }
+                            observation.end(End::Error(refusal.metric_code()));
+                            return Poll::Ready(Err(refusal));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
