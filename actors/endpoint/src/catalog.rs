@@ -13,6 +13,12 @@ pub struct Declared {
     pub pools: Vec<v1::Resource>,
     /// Resources with an endpoint spec.
     pub endpoints: Vec<v1::Resource>,
+    /// Resources with a scheduling config spec.
+    pub configs: Vec<v1::Resource>,
+    /// Resources with an objective spec.
+    pub objectives: Vec<v1::Resource>,
+    /// Resources with a model rewrite spec.
+    pub rewrites: Vec<v1::Resource>,
 }
 
 /// How an endpoint is looked after.
@@ -243,6 +249,7 @@ pub(crate) mod tests {
                 endpoint("lost", "z", "http://h:1"),
                 endpoint("bad", "a", "h:1"),
             ],
+            ..Declared::default()
         };
         let placement = place(&declared);
         let of = |name: &str| placement.endpoints.get(name).unwrap();

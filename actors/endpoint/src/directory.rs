@@ -134,7 +134,9 @@ impl Actor for Directory {
     ) -> Result<(), ActorProcessingErr> {
         state.pending.store(false, SeqCst);
         if state.declared.has_changed().unwrap_or(true) {
-            state.placement = place(&state.declared.borrow_and_update());
+            let declared = state.declared.borrow_and_update();
+            state.placement = place(&declared);
+            self.shared.policies.lock().update(&declared);
         }
         self.rebuild(state);
         Ok(())
@@ -272,11 +274,19 @@ impl Directory {
             let of_pool = by_pool.entry(&entry.endpoint.spec().pool).or_default();
             of_pool.push(Arc::clone(&entry.endpoint));
         }
+        let policies = self.shared.policies.lock();
         let pools = placement.pools.values().map(|pool| {
             let endpoints = by_pool.remove(pool.name.as_ref()).unwrap_or_default();
-            (pool.clone(), endpoints)
+            (pool.clone(), policies.of(&pool.name), endpoints)
         });
-        self.shared.view.store(Arc::new(RoutingView::build(pools)));
+        let view = RoutingView::with_policies(pools);
+        // A queue that has not seen its endpoints takes the pool for empty.
+        for pool in view.pools() {
+            if let Some(flow) = &pool.policy.flow {
+                flow.observe(&pool.endpoints);
+            }
+        }
+        self.shared.view.store(Arc::new(view));
     }
 
     /// What is no longer owned or declared is withdrawn.

@@ -244,6 +244,7 @@ mod tests {
         let placed = crate::catalog::place(&crate::Declared {
             pools: vec![pool("p", v1::PoolSpec::default())],
             endpoints: vec![declared(name, "p", "http://h:1")],
+            ..Default::default()
         });
         let endpoint = Endpoint::new(placed.endpoints[name].endpoint.clone(), None);
         endpoint.set_health(Health::Ready, now_ms());

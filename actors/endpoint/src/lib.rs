@@ -22,6 +22,7 @@ mod mailbox;
 mod ownership;
 mod plane;
 mod policy;
+mod scheduling;
 mod shared;
 mod signals;
 mod supervise;

@@ -17,7 +17,7 @@ use crate::{describe, gauges};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use quorate_proto::peer::v1::load_exchange_server::LoadExchangeServer;
-use quorate_proto::v1::EndpointStatus;
+use quorate_proto::v1::{EndpointStatus, PoolStatus};
 use quorate_routing::SharedView;
 use ractor::{Actor, ActorCell};
 use std::sync::Arc;
@@ -85,6 +85,7 @@ impl EndpointPlane {
             tls: options.tls,
             view: options.view,
             catalog: ArcSwap::from_pointee(Catalog::default()),
+            policies: Mutex::default(),
             table: Mutex::new(Table::default()),
             outbox: Mutex::new(Outbox::default()),
             outbox_version: watch::channel(0).0,
@@ -155,6 +156,13 @@ impl PlaneHandle {
     /// What this node knows of an endpoint; `None`: it is not declared.
     pub fn describe(&self, name: &str) -> Option<EndpointStatus> {
         describe::describe(&self.shared, name)
+    }
+
+    /// What this node schedules a pool by; `None`: it is not declared.
+    pub fn describe_pool(&self, name: &str) -> Option<PoolStatus> {
+        let mut status = self.shared.policies.lock().status(name)?;
+        status.node_id = self.shared.node_id();
+        Some(status)
     }
 
     /// The service that peers report to, for the node-to-node server.

@@ -10,6 +10,7 @@ use crate::exchange::table::{Changes, Origin, Table};
 use crate::exchange::{Key, Report, Timing};
 use crate::mailbox::Mailbox;
 use crate::ownership::LiveNodes;
+use crate::scheduling::Policies;
 use crate::signals::Signals;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
@@ -142,6 +143,8 @@ pub struct Shared {
     pub view: SharedView,
     /// The endpoints.
     pub catalog: ArcSwap<Catalog>,
+    /// How the pools schedule.
+    pub policies: Mutex<Policies>,
     /// What peers said.
     pub table: Mutex<Table>,
     /// What peers shall hear.

@@ -1,6 +1,6 @@
 //! The control API: what operators and tools speak to a node, over gRPC.
 //!
-//! Three services of `quorate.v1` (declared resources, live endpoints, membership), server reflection and health. A write may
+//! Four services of `quorate.v1` (declared resources, live endpoints, pools, membership), server reflection and health. A write may
 //! be sent to any node; the consensus layer takes it to the leader. Everything is checked here before it is proposed, so that
 //! bad input costs no log entry.
 
@@ -8,6 +8,8 @@ mod cluster;
 mod deadline;
 mod endpoints;
 mod health;
+mod meaning;
+mod pools;
 mod resources;
 mod status;
 
@@ -17,7 +19,7 @@ mod tests;
 use quorate_endpoint::PlaneHandle;
 use quorate_proto::store::v1::Command;
 use quorate_proto::v1::{
-    cluster_server::ClusterServer, endpoints_server::EndpointsServer,
+    cluster_server::ClusterServer, endpoints_server::EndpointsServer, pools_server::PoolsServer,
     resources_server::ResourcesServer,
 };
 use quorate_raft::state::ControlView;
@@ -70,6 +72,10 @@ pub fn routes(context: ControlContext) -> Routes {
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(
+            PoolsServer::new(pools::Service::new(context.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
             ClusterServer::new(cluster::Service::new(context))
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         );
@@ -92,6 +98,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("quorate.v1.Resources")
         .with_service_name("quorate.v1.Endpoints")
+        .with_service_name("quorate.v1.Pools")
         .with_service_name("quorate.v1.Cluster")
         .with_service_name("grpc.health.v1.Health")
 }

@@ -1,7 +1,7 @@
 //! Declared state: apply, delete, get, list, watch.
 
 use super::deadline::patience;
-use super::{ControlContext, status};
+use super::{ControlContext, meaning, status};
 use futures_util::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use quorate_proto::store::v1::{Command, DeleteResource, PutResource, command::Op};
@@ -136,6 +136,7 @@ impl Resources for Service {
             ));
         }
         let resource = validate::canonical(&resource).map_err(status::field)?;
+        let warnings = meaning::check(&resource)?;
         let (kind, name) = (resource.kind(), resource.name().to_owned());
         let op = Op::Put(PutResource {
             resource: Some(resource),
@@ -147,7 +148,9 @@ impl Resources for Service {
             ..Command::default()
         };
         if validate_only {
-            return self.check(&command, &name, patience).await;
+            let mut checked = self.check(&command, &name, patience).await?;
+            checked.get_mut().warnings = warnings;
+            return Ok(checked);
         }
         let applied = self
             .context
@@ -164,7 +167,7 @@ impl Resources for Service {
         Ok(Response::new(ApplyResponse {
             resource,
             outcome: applied.outcome.into(),
-            warnings: Vec::new(),
+            warnings,
         }))
     }
 

@@ -7,7 +7,7 @@ use quorate_raft::watch::WatchError;
 use quorate_raft::{ChangeError, ProposeError};
 use std::time::Duration;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 /// When a client should try again after there was no leader: about the length of an election.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -24,6 +24,23 @@ pub fn invalid(field: &str, message: impl Into<String>) -> Status {
         Code::InvalidArgument,
         text,
         ErrorDetails::with_bad_request_violation(field, message),
+    )
+}
+
+/// INVALID_ARGUMENT for each of these fields.
+pub fn all_invalid(violations: impl IntoIterator<Item = (String, String)>) -> Status {
+    let violations: Vec<FieldViolation> = violations
+        .into_iter()
+        .map(|(field, message)| FieldViolation::new(field, message))
+        .collect();
+    let text: Vec<String> = violations
+        .iter()
+        .map(|v| format!("{}: {}", v.field, v.description))
+        .collect();
+    Status::with_error_details(
+        Code::InvalidArgument,
+        text.join("; "),
+        ErrorDetails::with_bad_request(violations),
     )
 }
 

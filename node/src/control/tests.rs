@@ -2,6 +2,7 @@
 
 mod live;
 mod resources;
+mod scheduling;
 
 use super::{ControlContext, routes};
 use arc_swap::ArcSwap;
@@ -52,6 +53,9 @@ fn declared(cluster: &Cluster) -> watch::Receiver<Declared> {
         Declared {
             pools: of(Kind::Pool),
             endpoints: of(Kind::Endpoint),
+            configs: of(Kind::SchedulingConfig),
+            objectives: of(Kind::Objective),
+            rewrites: of(Kind::ModelRewrite),
         }
     };
     let (sender, receiver) = watch::channel(list(cluster));

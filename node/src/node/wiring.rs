@@ -14,14 +14,20 @@ const GATHER: Duration = Duration::from_millis(2);
 /// How often reachability and addresses of peers are looked at besides changes of the view.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Pools and endpoints as declared. Follows the view until the cluster or the receiver is gone; writes of other kinds cost it
+/// Pools and endpoints as declared, and how the pools schedule. Follows the view until the cluster or the receiver is gone; writes of other kinds cost it
 /// nothing.
 pub fn declared(cluster: &Cluster) -> watch::Receiver<Declared> {
     let (sender, receiver) = watch::channel(list(cluster));
     let cluster = cluster.clone();
     tokio::spawn(async move {
         let filter = WatchFilter {
-            kinds: vec![Kind::Pool, Kind::Endpoint],
+            kinds: vec![
+                Kind::Pool,
+                Kind::Endpoint,
+                Kind::SchedulingConfig,
+                Kind::Objective,
+                Kind::ModelRewrite,
+            ],
             name: None,
         };
         while let Ok(mut changes) = cluster.watch(filter.clone(), None) {
@@ -54,6 +60,9 @@ fn list(cluster: &Cluster) -> Declared {
     Declared {
         pools: of(Kind::Pool),
         endpoints: of(Kind::Endpoint),
+        configs: of(Kind::SchedulingConfig),
+        objectives: of(Kind::Objective),
+        rewrites: of(Kind::ModelRewrite),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use quorate_proto::v1::{
-    ClusterStatusRequest, Consistency, EndpointStatus, Kind, NodeSpec, Resource, Role,
-    resource::Spec,
+    ClusterStatusRequest, Consistency, DescribePoolRequest, EndpointStatus, Kind, NodeSpec,
+    PoolStatus, Resource, Role, resource::Spec,
 };
 
 use super::{
@@ -24,7 +24,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     long_about = "Show everything that is known about one resource, live state included\n\n\
-        For an endpoint: whether the answering node would send requests to it and, if not, why. For a pool: its endpoints. \
+        For an endpoint: whether the answering node would send requests to it and, if not, why. For a pool: how it \
+        schedules, and its endpoints. \
         For a node: its part in the cluster. Ask another node with --server to see what that one knows.",
     after_help = format!("\
 Examples:
@@ -248,7 +249,16 @@ fn writeln_bytes(out: &mut Vec<u8>, line: &str) {
 }
 
 async fn about_pool(client: &Client, name: &str) -> Result<About, Failure> {
-    let (resource, _) = get(client, Kind::Pool, name, Consistency::Stale).await?;
+    let request = DescribePoolRequest {
+        name: name.to_owned(),
+    };
+    let response = client
+        .call(async |link| link.pools().describe(request.clone()).await)
+        .await?;
+    let resource = response
+        .resource
+        .ok_or_else(|| Failure::new(Exit::Failed, "the server sent an empty answer"))?;
+    let scheduling = response.status.unwrap_or_default();
     let filter = Filter {
         pool: name.to_owned(),
         consistency: Consistency::Stale,
@@ -272,13 +282,14 @@ async fn about_pool(client: &Client, name: &str) -> Result<About, Failure> {
         items.push(item);
     }
     let mut status = Tree::map();
+    status.put("scheduling", scheduling_tree(&scheduling));
     status.put("endpoints", Tree::Seq(items));
 
     let ready = states
         .iter()
         .filter(|(_, s)| matches!(s, Ok(s) if state_word(s) == "ready"))
         .count();
-    let mut text = Vec::new();
+    let mut text = scheduling_text(&scheduling)?;
     writeln_bytes(
         &mut text,
         &format!("Endpoints: {} of {} ready", ready, states.len()),
@@ -291,6 +302,45 @@ async fn about_pool(client: &Client, name: &str) -> Result<About, Failure> {
         status: Some(status),
         text,
     })
+}
+
+/// What the answering node schedules a pool by.
+fn scheduling_text(status: &PoolStatus) -> Result<Vec<u8>, Failure> {
+    let mut out = Vec::new();
+    writeln_bytes(
+        &mut out,
+        &format!("Scheduling, on node {}:", status.node_id),
+    );
+    let mut lines = Lines::default();
+    let config = if status.scheduling_config.is_empty() {
+        "built in".to_owned()
+    } else {
+        format!("{} version {}", status.scheduling_config, status.generation)
+    };
+    lines.put("  Config", &config);
+    lines.put("  Problem", &status.problem);
+    for warning in &status.warnings {
+        lines.put("  Warning", warning);
+    }
+    lines.put("  Objectives", &status.objectives.to_string());
+    lines.put("  Rewrite rules", &status.rewrite_rules.to_string());
+    lines.write(&mut out)?;
+    Ok(out)
+}
+
+fn scheduling_tree(status: &PoolStatus) -> Tree {
+    let mut tree = Tree::map();
+    tree.put("nodeId", status.node_id);
+    tree.put_some("config", status.scheduling_config.as_str());
+    tree.put_some("version", (status.generation > 0).then_some(status.generation));
+    tree.put_some("problem", status.problem.as_str());
+    tree.put_some(
+        "warnings",
+        status.warnings.iter().map(String::as_str).collect::<Tree>(),
+    );
+    tree.put("objectives", status.objectives);
+    tree.put("rewriteRules", status.rewrite_rules);
+    tree
 }
 
 async fn about_node(client: &Client, name: &str) -> Result<About, Failure> {

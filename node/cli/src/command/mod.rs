@@ -4,6 +4,7 @@ mod apply;
 mod certs;
 mod cluster;
 mod completions;
+mod config;
 mod delete;
 mod describe;
 mod endpoint;
@@ -32,6 +33,8 @@ pub enum Command {
     Watch(watch::WatchArgs),
     /// See and drain endpoints
     Endpoint(endpoint::EndpointArgs),
+    /// See, compare and take back how pools schedule
+    Config(config::ConfigArgs),
     /// See and change who may send requests
     Tenant(tenant::TenantArgs),
     /// Make, see and revoke the keys that clients show
@@ -57,6 +60,7 @@ impl Command {
             Self::Delete(args) => delete::execute(args, io).await,
             Self::Watch(args) => watch::execute(args, io).await,
             Self::Endpoint(args) => endpoint::execute(args, io).await,
+            Self::Config(args) => config::execute(args, io).await,
             Self::Tenant(args) => tenant::execute(args, io).await,
             Self::Key(args) => key::execute(args, io).await,
             Self::Cluster(args) => cluster::execute(args, io).await,

@@ -5,6 +5,7 @@ mod apply;
 mod certs;
 mod cluster;
 mod fake;
+mod presets;
 mod read;
 mod scheduling;
 mod watch;

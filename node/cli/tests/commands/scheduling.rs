@@ -1,7 +1,7 @@
 //! Scheduling configs, tenants and keys from the command line.
 
 use super::*;
-use quorate_proto::v1::{ApiKeySpec, Kind, SchedulingConfigSpec, TenantSpec};
+use quorate_proto::v1::{ApiKeySpec, ConfigRevisionSpec, Kind, SchedulingConfigSpec, TenantSpec};
 
 const EPP: &str = "\
 # Ours.
@@ -22,6 +22,22 @@ fn config_of(server: &Running, name: &str) -> SchedulingConfigSpec {
         Some(Spec::SchedulingConfig(spec)) => spec,
         other => panic!("{other:?}"),
     }
+}
+
+fn keep_version(server: &Running, name: &str, generation: u64, config: &str) {
+    let revision = ConfigRevisionSpec {
+        scheduling_config: name.to_owned(),
+        generation,
+        pool: "chat".to_owned(),
+        config: config.to_owned(),
+    };
+    server.fake.lock().put(Resource {
+        metadata: Some(Metadata {
+            name: format!("{name}:{generation}"),
+            ..Metadata::default()
+        }),
+        spec: Some(Spec::ConfigRevision(revision)),
+    });
 }
 
 #[tokio::test]
@@ -63,6 +79,55 @@ async fn a_config_is_for_the_only_pool_or_for_the_one_that_is_named() {
         .await
         .ok();
     assert!(stored(&server, Kind::SchedulingConfig, "code").is_none());
+}
+
+#[tokio::test]
+async fn versions_are_listed_compared_and_taken_back() {
+    let server = Fake::default().start().await;
+    let pool = "apiVersion: quorate/v1\nkind: Pool\nmetadata: {name: chat}\nspec: {}\n";
+    run_input(&server, "apply -f -", pool).await.ok();
+    let newer = EPP.replace("queue", "random");
+    for text in [EPP, newer.as_str()] {
+        run_input(&server, "apply -f -", text).await.ok();
+    }
+    keep_version(&server, "chat", 1, EPP);
+    keep_version(&server, "chat", 2, &newer);
+    keep_version(&server, "other", 7, "x");
+    let history = run(&server, "config history chat").await.ok();
+    assert_eq!(history.lines().count(), 3, "{history}");
+    assert!(
+        history
+            .lines()
+            .nth(1)
+            .is_some_and(|line| line.contains("present")),
+        "{history}"
+    );
+    let diff = run(&server, "config diff chat").await.ok();
+    assert!(
+        diff.contains("-- type: queue-scorer") && diff.contains("+- type: random-scorer"),
+        "{diff}"
+    );
+    assert_eq!(run(&server, "config show chat").await.ok(), newer);
+    assert_eq!(run(&server, "config show chat --version 1").await.ok(), EPP);
+    let missing = run(&server, "config diff chat 1 9").await;
+    assert_eq!(missing.exit, Exit::NotFound);
+    assert!(
+        missing.err.contains("config history chat"),
+        "{}",
+        missing.err
+    );
+
+    let back = run(&server, "config rollback chat").await.ok();
+    assert!(back.contains("version 3, as it was in version 1"), "{back}");
+    assert_eq!(config_of(&server, "chat").config, EPP);
+    let same = run(&server, "config rollback chat 1").await.ok();
+    assert!(same.contains("already"), "{same}");
+    let request = server.fake.lock().applies.last().cloned().unwrap();
+    assert!(request.expected_version.is_some_and(|version| version > 0));
+    assert_eq!(
+        run(&server, "config history nobody").await.exit,
+        Exit::NotFound
+    );
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod malformed_http;
 mod membership;
 mod openai_client;
 mod restart;
+mod scheduling;
 mod serve;
 mod storage;
 mod tls;
