@@ -20,6 +20,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".quorate.peer.v1")
         .btree_map(".quorate.v1")
         .compile_fds(descriptors)?;
+    // Another project's contract: not among the descriptors that our own services are described with.
+    let envoy = protox::compile(
+        ["envoy/service/ext_proc/v3/external_processor.proto"],
+        ["proto"],
+    )?;
+    tonic_prost_build::configure()
+        .bytes(".envoy")
+        .compile_fds(envoy)?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ pub mod auth;
 
 use crate::log::LogConfig;
 use anyhow::Context;
+use quorate_extproc::ExtProcConfig;
 use quorate_gateway::{GatewayConfig, HumanDuration};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// Who may use it.
     pub auth: auth::AuthConfig,
+    /// The endpoint picker for an existing Envoy.
+    pub ext_proc: ExtProcConfig,
     /// Metrics and health over HTTP.
     pub admin: AdminConfig,
     /// Logs.
@@ -205,6 +208,7 @@ impl Config {
         );
         self.gateway.validate()?;
         self.auth.check()?;
+        self.ext_proc.validate()?;
         anyhow::ensure!(
             self.cluster.auto_voters % 2 == 1 && self.cluster.auto_voters <= 7,
             "cluster.auto_voters is {}: use an odd number of at most 7",
@@ -290,6 +294,23 @@ mod tests {
             .collect();
         let all = Config::parse(&uncommented).unwrap();
         assert!(all.peer.tls.is_some());
+        assert!(config.ext_proc.listen.is_none() && all.ext_proc.listen.is_some());
+        assert!(all.ext_proc.tls.is_some());
+        // What is shown beside an example is the default.
+        let shown = format!(
+            "{:?}",
+            quorate_extproc::ExtProcConfig {
+                listen: None,
+                seed: None,
+                trust_headers: None,
+                tls: None,
+                ..all.ext_proc
+            }
+        );
+        assert_eq!(
+            shown,
+            format!("{:?}", quorate_extproc::ExtProcConfig::default())
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::{admin, control, grpc, prometheus};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use quorate_endpoint::{EndpointPlane, Peer, PlaneEvent, PlaneHandle, PlaneOptions};
+use quorate_extproc::{ExtProc, ExtProcHandle};
 use quorate_gateway::{Gateway, GatewayHandle, GatewayShared, upstream_client_config};
 use quorate_proto::v1;
 use quorate_raft::{Advertise, Cluster, Options, PeerTls, StopReason};
@@ -106,6 +107,7 @@ struct Node {
     cluster: Cluster,
     plane: Arc<PlaneHandle>,
     gateway: GatewayHandle,
+    ext_proc: Option<ExtProcHandle>,
     shared: Arc<GatewayShared>,
     control_stop: CancellationToken,
     control: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -150,6 +152,13 @@ impl Node {
             shared.set_authenticator(authenticator);
         }
         let gateway = Gateway::start(config.gateway.clone(), Arc::clone(&shared))?;
+        let ext_proc = match config.ext_proc.listen {
+            Some(_) => Some(ExtProc::start(
+                config.ext_proc.clone(),
+                Arc::clone(&shared),
+            )?),
+            None => None,
+        };
         let routes = control::routes(control::ControlContext {
             cluster: cluster.clone(),
             plane: Arc::clone(&plane),
@@ -171,6 +180,7 @@ impl Node {
             cluster: cluster.clone(),
             plane,
             gateway,
+            ext_proc,
             shared,
             control_stop,
             control,
@@ -204,6 +214,7 @@ impl Node {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
                     info!(
                         gateway = ?self.gateway.local_addrs(),
+                        ext_proc = self.ext_proc.as_ref().map(|server| tracing::field::display(server.local_addr())),
                         seconds = started.elapsed().as_secs_f64(),
                         "ready"
                     );
@@ -246,9 +257,22 @@ impl Node {
 
     async fn stop(self, config: &Config) {
         self.shared.set_ready(false);
-        let cut = self.gateway.drain(config.node.drain_timeout.0).await;
+        let within = config.node.drain_timeout.0;
+        let picking = async {
+            match &self.ext_proc {
+                Some(server) => server.drain(within).await,
+                None => 0,
+            }
+        };
+        let (cut, picker_cut) = tokio::join!(self.gateway.drain(within), picking);
         if cut > 0 {
             warn!(requests = cut, "cut at the end of the drain");
+        }
+        if picker_cut > 0 {
+            warn!(
+                connections = picker_cut,
+                "external processing: cut at the end of the drain"
+            );
         }
         self.control_stop.cancel();
         // Watches never end by themselves.

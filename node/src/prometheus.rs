@@ -23,6 +23,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     for (name, buckets) in quorate_gateway::BUCKETS
         .iter()
         .chain(quorate_endpoint::BUCKETS)
+        .chain(quorate_extproc::BUCKETS)
     {
         builder = builder.set_buckets_for_metric(Matcher::Full((*name).into()), buckets)?;
     }
@@ -31,6 +32,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         .context("cannot install the metrics recorder")?;
     quorate_gateway::describe();
     quorate_endpoint::describe_metrics();
+    quorate_extproc::describe();
     metrics::gauge!("quorate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }

@@ -7,7 +7,8 @@ use crate::authenticate::known;
 use crate::body::GatewayBody;
 use crate::client::Client;
 use crate::error::{Refusal, dialect};
-use crate::worker::Worker;
+use crate::worker::{GatewayShared, Worker};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use quorate_routing::{Api, Dialect, RoutingView, ServedModel, now_ms};
@@ -118,34 +119,18 @@ fn own(
     headers: &HeaderMap,
 ) -> Option<Response<GatewayBody>> {
     let core = &worker.core;
-    let model = path
-        .strip_prefix(MODELS)
-        .and_then(|rest| rest.strip_prefix('/'))
-        .filter(|id| !id.is_empty());
-    if !matches!(path, "/health" | "/ready" | MODELS) && model.is_none() {
+    if let Some(answer) = models(&core.shared, method, path, headers) {
+        return Some(answer.map(GatewayBody::full));
+    }
+    if !matches!(path, "/health" | "/ready") {
         return None;
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Some(Refusal::MethodNotAllowed("GET, HEAD").response(Dialect::OpenAi));
     }
-    // Models are shown to those who may use them.
-    let caller = match core.shared.authenticator() {
-        Some(authenticator) if !matches!(path, "/health" | "/ready") => {
-            match known(authenticator, headers) {
-                Ok(caller) => Some(caller),
-                Err(access) => return Some(Refusal::Access(access).response(Dialect::OpenAi)),
-            }
-        }
-        _ => None,
-    };
-    let shown = |id: &str| {
-        caller
-            .as_ref()
-            .is_none_or(|caller| caller.allows(id).is_ok())
-    };
-    Some(match (path, model) {
-        ("/health", _) => state(core.is_draining(), "draining", "ok", &core.shared.node()),
-        ("/ready", _) => {
+    let answer = match path {
+        "/health" => state(core.is_draining(), "draining", "ok", &core.shared.node()),
+        _ => {
             let waiting = if core.is_draining() {
                 Some("draining")
             } else if !core.shared.is_ready() {
@@ -162,16 +147,46 @@ fn own(
                 &core.shared.node(),
             )
         }
-        (_, Some(id)) => {
+    };
+    Some(answer.map(GatewayBody::full))
+}
+
+/// The answer to `/v1/models` and `/v1/models/{id}`: the union over all pools. `None` for any other path.
+pub(crate) fn models(
+    shared: &GatewayShared,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<Response<Bytes>> {
+    let rest = path.strip_prefix(MODELS)?;
+    let model = rest.strip_prefix('/').filter(|id| !id.is_empty());
+    if !rest.is_empty() && model.is_none() {
+        return None;
+    }
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Some(Refusal::MethodNotAllowed("GET, HEAD").answer(Dialect::OpenAi));
+    }
+    // Models are shown to those who may use them.
+    let caller = match shared.authenticator().map(|door| known(door, headers)) {
+        Some(Ok(caller)) => Some(caller),
+        Some(Err(access)) => return Some(Refusal::Access(access).answer(Dialect::OpenAi)),
+        None => None,
+    };
+    let shown = |id: &str| {
+        caller
+            .as_ref()
+            .is_none_or(|caller| caller.allows(id).is_ok())
+    };
+    let view = shared.view().load();
+    Some(match model {
+        Some(id) => {
             let id = percent_decoded(id);
-            let view = core.shared.view().load();
             match view.models().get(id.as_str()).filter(|_| shown(&id)) {
                 Some(model) => json_response(StatusCode::OK, &model_json(&id, model)),
-                None => Refusal::ModelNotFound(id).response(Dialect::OpenAi),
+                None => Refusal::ModelNotFound(id).answer(Dialect::OpenAi),
             }
         }
-        _ => {
-            let view = core.shared.view().load();
+        None => {
             let data: Vec<Value> = view
                 .models()
                 .iter()
@@ -190,7 +205,7 @@ fn has_ready_endpoint(view: &RoutingView) -> bool {
     endpoints.any(|endpoint| endpoint.tier(now) == Some(0))
 }
 
-fn state(not: bool, bad: &str, good: &str, node: &str) -> Response<GatewayBody> {
+fn state(not: bool, bad: &str, good: &str, node: &str) -> Response<Bytes> {
     let status = if not {
         StatusCode::SERVICE_UNAVAILABLE
     } else {
@@ -215,8 +230,8 @@ fn model_json(id: &str, model: &ServedModel) -> Value {
     })
 }
 
-fn json_response(status: StatusCode, value: &Value) -> Response<GatewayBody> {
-    let mut response = Response::new(GatewayBody::full(value.to_string()));
+fn json_response(status: StatusCode, value: &Value) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(value.to_string()));
     *response.status_mut() = status;
     response
         .headers_mut()

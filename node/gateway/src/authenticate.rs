@@ -157,7 +157,11 @@ impl<F: Future<Output = Result<Response<GatewayBody>, Refusal>> + Unpin> Future
     }
 }
 
-fn enter(authenticator: &Authenticator, headers: &mut HeaderMap) -> Result<Session, Access> {
+/// Lets a caller in: knows it, counts its request as begun, and takes the credential away.
+pub(crate) fn enter(
+    authenticator: &Authenticator,
+    headers: &mut HeaderMap,
+) -> Result<Session, Access> {
     let caller = known(authenticator, headers)?;
     let ongoing = caller.begin(now_ms())?;
     headers.remove(AUTHORIZATION);

@@ -87,7 +87,11 @@ where
 }
 
 /// Checks the model and the objective, and says who the caller is to routing.
-fn settle(caller: &Caller, model: &str, headers: &HeaderMap) -> Result<classify::Caller, Access> {
+pub(crate) fn settle(
+    caller: &Caller,
+    model: &str,
+    headers: &HeaderMap,
+) -> Result<classify::Caller, Access> {
     caller.allows(model)?;
     let named = ClassHeaders::read(headers).objective;
     Ok(classify::Caller {

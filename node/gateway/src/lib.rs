@@ -32,6 +32,7 @@ mod listen;
 mod metrics;
 mod observe;
 mod parse;
+mod picker;
 mod serve;
 mod service;
 mod sse;
@@ -47,5 +48,6 @@ pub use config::{ConfigError, GatewayConfig, RetryConfig, TlsConfig, UpstreamCon
 pub use duration::{DurationError, HumanDuration};
 pub use gateway::{Gateway, GatewayHandle, StartError};
 pub use metrics::{BUCKETS, describe};
+pub use picker::{Asked, Choice, Denied, Entered, Passing, Picker, PickerOptions, Traced, Wanted};
 pub use tls::{TlsError, upstream_client_config};
 pub use worker::GatewayShared;

@@ -6,13 +6,13 @@
 
 use crate::headers::{REQUEST_ID, TRACEPARENT};
 use crate::worker::Worker;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tower::{Layer, Service};
 
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Longest request id that is taken from a client, in bytes.
 const MAX_ID: usize = 128;
 
@@ -52,31 +52,47 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let headers = request.headers_mut();
-        let id = match headers.get(REQUEST_ID) {
-            Some(id) if is_usable_id(id) => id.clone(),
-            _ => {
-                let id = new_id([self.worker.random(), self.worker.random()]);
-                headers.insert(REQUEST_ID, id.clone());
-                id
-            }
-        };
-        if !headers
-            .get(TRACEPARENT)
-            .is_some_and(|value| is_traceparent(value.as_bytes()))
-        {
-            let random = [
-                self.worker.random(),
-                self.worker.random(),
-                self.worker.random(),
-            ];
-            headers.insert(TRACEPARENT, new_traceparent(random));
-            headers.remove(TRACESTATE);
-        }
+        let id = complete(request.headers_mut(), || self.worker.random()).id;
         Traced {
             inner: self.inner.call(request),
             id: Some(id),
         }
+    }
+}
+
+/// What [`complete`] did.
+pub(crate) struct Completed {
+    /// The request's id.
+    pub id: HeaderValue,
+    /// It was made here.
+    pub new_id: bool,
+    /// The trace begins here.
+    pub new_trace: bool,
+}
+
+/// Makes sure that there is an id and a trace context.
+pub(crate) fn complete(headers: &mut HeaderMap, random: impl Fn() -> u64) -> Completed {
+    let sent = headers
+        .get(REQUEST_ID)
+        .filter(|id| is_usable_id(id))
+        .cloned();
+    let new_id = sent.is_none();
+    let id = sent.unwrap_or_else(|| {
+        let id = new_id_from([random(), random()]);
+        headers.insert(REQUEST_ID, id.clone());
+        id
+    });
+    let new_trace = !headers
+        .get(TRACEPARENT)
+        .is_some_and(|value| is_traceparent(value.as_bytes()));
+    if new_trace {
+        headers.insert(TRACEPARENT, new_traceparent([random(), random(), random()]));
+        headers.remove(TRACESTATE);
+    }
+    Completed {
+        id,
+        new_id,
+        new_trace,
     }
 }
 
@@ -132,7 +148,7 @@ fn is_traceparent(value: &[u8]) -> bool {
         && hex(53..55)
 }
 
-fn new_id(random: [u64; 2]) -> HeaderValue {
+fn new_id_from(random: [u64; 2]) -> HeaderValue {
     let mut text = [b'0'; 32];
     for (half, number) in text.chunks_exact_mut(16).zip(random) {
         write_hex(half, number);
@@ -191,7 +207,7 @@ mod tests {
         #[test]
         fn what_is_made_is_valid(random in any::<[u64; 3]>()) {
             prop_assert!(is_traceparent(new_traceparent(random).as_bytes()));
-            let id = new_id([random[0], random[1]]);
+            let id = new_id_from([random[0], random[1]]);
             prop_assert_eq!(id.to_str().unwrap(), format!("{:016x}{:016x}", random[0], random[1]));
             prop_assert!(is_usable_id(&id));
         }

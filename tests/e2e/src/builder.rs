@@ -45,7 +45,7 @@ impl FleetBuilder {
         self
     }
 
-    /// Lines for the end of the configuration; `{name}` stands for the router's name.
+    /// Lines for the end of the configuration; `{name}` and `{host}` stand for the router's name and address.
     #[must_use]
     pub fn config(mut self, lines: &str) -> Self {
         self.extra = lines.to_owned();

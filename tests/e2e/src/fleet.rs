@@ -76,7 +76,8 @@ impl Fleet {
             &self
                 .builder
                 .extra
-                .replace("{name}", &format!("router-{number}")),
+                .replace("{name}", &format!("router-{number}"))
+                .replace("{host}", &host.to_string()),
         )?;
         self.routers.push(router);
         Ok(number - 1)

@@ -71,7 +71,7 @@ pub(crate) fn is_unavailable(status: StatusCode) -> bool {
 }
 
 /// Whether headers or trailers have a gRPC status other than OK.
-pub(super) fn grpc_failed(headers: &HeaderMap) -> bool {
+pub(crate) fn grpc_failed(headers: &HeaderMap) -> bool {
     headers
         .get("grpc-status")
         .is_some_and(|status| status != "0")

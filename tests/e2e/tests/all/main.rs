@@ -7,6 +7,7 @@ mod control_api;
 mod dev;
 mod discovery;
 mod endpoints;
+mod envoy;
 mod failover;
 mod malformed_control;
 mod malformed_http;

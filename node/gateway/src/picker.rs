@@ -1,0 +1,369 @@
+//! The request path for a proxy that moves the bytes itself and only asks where they go (Envoy with external processing): the same
+//! parse, route, pick, refusals, usage and metrics as for the gateway's own requests, without its sockets.
+//!
+//! ```text
+//! Picker::trace -> Picker::ask (parse) -> Picker::choose (route, pick, reserve) -> Passing (the answer as it passes)
+//! ```
+
+mod passing;
+
+pub use passing::Passing;
+
+use crate::answer;
+use crate::authenticate::{Session, enter};
+use crate::authorize::settle;
+use crate::change::Changes;
+use crate::classify::{edit, place};
+use crate::error::{Refusal, dialect};
+use crate::headers::{REQUEST_ID, TRACEPARENT};
+use crate::metrics::{Metrics, dropped, not_picked};
+use crate::observe::{End, Observation};
+use crate::parse::{check, understand};
+use crate::trace;
+use crate::worker::GatewayShared;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
+use quorate_routing::classify::media_sizes;
+use quorate_routing::request::PromptIn;
+use quorate_routing::{
+    Api, Caller, Class, Dialect, Endpoint, Picked, RequestInfo, Route, Target, Tried, now_ms,
+};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+/// Asked for each request; one for each worker thread.
+pub struct Picker {
+    shared: Arc<GatewayShared>,
+    metrics: Arc<Metrics>,
+    options: PickerOptions,
+    random: AtomicU64,
+}
+
+/// What a proxy's operator may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct PickerOptions {
+    /// Headers of clients that nobody knows may say what their request is (objective, flow, model).
+    pub trust_headers: bool,
+    /// Engines are asked for the usage of streams whose clients did not ask.
+    pub stream_usage: bool,
+}
+
+/// The proxy's own answer in place of an engine's.
+#[derive(Debug)]
+pub struct Denied {
+    /// What the client gets, in its own dialect.
+    pub response: Box<Response<Bytes>>,
+    /// The `error_code` label, for the proxy's log.
+    pub code: &'static str,
+}
+
+/// A client that was let in.
+pub struct Entered(Option<Arc<Session>>);
+
+/// A request that was understood.
+pub struct Asked {
+    info: RequestInfo<'static>,
+    class: Class,
+    /// As it came, or as it goes to the engine.
+    body: Bytes,
+    changed: bool,
+    changes: Changes,
+    dialect: Dialect,
+    observation: Observation,
+}
+
+/// What the proxy knows beside the request itself.
+pub struct Wanted<'a> {
+    /// Only endpoints at such an address may be picked.
+    pub subset: Option<&'a dyn Fn(SocketAddr) -> bool>,
+    /// Where an endpoint is reached; one without an address cannot be picked.
+    pub address: &'a dyn Fn(&Target) -> Option<SocketAddr>,
+    /// How many further endpoints to name, for the case that the first cannot be reached.
+    pub fallbacks: usize,
+}
+
+fn denied(refusal: &Refusal, dialect: Dialect) -> Denied {
+    Denied {
+        response: Box::new(refusal.answer(dialect)),
+        code: refusal.metric_code(),
+    }
+}
+
+/// Where a request goes.
+pub struct Choice {
+    /// The pick, then the others in the order in which they are to be tried.
+    pub addresses: Vec<SocketAddr>,
+    /// The body that goes to the engine, where that is another than the client's. Its answer must not be compressed then.
+    pub body: Option<Bytes>,
+    /// For the request to the engine; they replace those of the same name.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the answer to the client.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Follows the answer; holds the reservation.
+    pub passing: Passing,
+}
+
+/// Headers that a request must carry on its way to the engine.
+pub struct Traced {
+    /// The request's id.
+    pub id: HeaderValue,
+    /// To be set, because the client sent none that can be used.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// The client's trace state belongs to no trace and must go.
+    pub drop_state: bool,
+}
+
+/// A pick, where that and its alternatives are, and what it was picked from.
+type Placed = (Vec<SocketAddr>, Picked, Arc<[Arc<Endpoint>]>);
+
+impl Picker {
+    /// Shares the gateway's view and its policies. `seed` fixes every random choice.
+    pub fn new(shared: Arc<GatewayShared>, options: PickerOptions, seed: u64) -> Self {
+        Self {
+            shared,
+            metrics: Arc::new(Metrics::new()),
+            options,
+            random: AtomicU64::new(seed),
+        }
+    }
+
+    /// The answer to a path that no engine is asked for: the union of models.
+    pub fn own_answer(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<Response<Bytes>> {
+        answer::models(&self.shared, method, path, headers)
+    }
+
+    /// Asks who the client is, if anybody is asked, and takes the credential out of the headers.
+    ///
+    /// # Errors
+    /// [`Denied`]: unknown, or beyond its limits.
+    pub fn enter(&self, path: &str, headers: &mut HeaderMap) -> Result<Entered, Denied> {
+        let session = match self.shared.authenticator() {
+            Some(door) => {
+                let session = enter(door, headers).map_err(|access| {
+                    self.refuse(&access.into(), dialect(Api::of(path), headers))
+                })?;
+                Some(Arc::new(session))
+            }
+            None => None,
+        };
+        Ok(Entered(session))
+    }
+
+    /// Makes sure that the request has an id and a trace context.
+    pub fn trace(&self, headers: &mut HeaderMap) -> Traced {
+        let had_state = headers.contains_key(trace::TRACESTATE);
+        let completed = trace::complete(headers, || self.random());
+        let mut set = Vec::new();
+        if completed.new_id {
+            set.push((REQUEST_ID, completed.id.clone()));
+        }
+        if completed.new_trace
+            && let Some(parent) = headers.get(TRACEPARENT)
+        {
+            set.push((TRACEPARENT, parent.clone()));
+        }
+        Traced {
+            id: completed.id,
+            set,
+            drop_state: completed.new_trace && had_state,
+        }
+    }
+
+    /// Reads what routing needs out of a request whose body has come as a whole, asks whether the client may have it, and
+    /// classifies it. `started` is when its head came.
+    ///
+    /// # Errors
+    /// [`Denied`]: not a request that can be routed.
+    pub fn ask(
+        &self,
+        entered: Entered,
+        (method, path): (&Method, &str),
+        headers: &HeaderMap,
+        body: Bytes,
+        started: Instant,
+    ) -> Result<Asked, Denied> {
+        let placed = || -> Result<_, Refusal> {
+            let info = understand(check(true, method, path)?, &body)?;
+            let caller = match &entered.0 {
+                Some(session) => settle(&session.caller, &info.model, headers)?,
+                None => Caller {
+                    trusted: self.options.trust_headers,
+                    ..Caller::default()
+                },
+            };
+            let view = self.shared.view().load();
+            let random = self.random();
+            let (class, metrics) = place(&view, &self.metrics, &info, headers, &caller, random)?;
+            Ok((info, class, metrics))
+        };
+        let dialect = dialect(Api::of(path), headers);
+        let (mut info, class, metrics) =
+            placed().map_err(|refusal| self.refuse(&refusal, dialect))?;
+        let mut observation = Observation::begin(&self.metrics, metrics, started, body.len(), None);
+        observation.session = entered.0;
+        let (edited, changes) = edit(&mut info, &class, self.options.stream_usage, &body);
+        Ok(Asked {
+            info,
+            class,
+            changed: edited.is_some(),
+            body: edited.unwrap_or(body),
+            changes,
+            dialect,
+            observation,
+        })
+    }
+
+    /// Refuses a request that cannot even be read, because its body is longer than `limit` bytes.
+    pub fn too_large(&self, path: &str, limit: usize) -> Denied {
+        self.refuse(&Refusal::BodyTooLarge(limit), Api::of(path).dialect())
+    }
+
+    /// Picks an endpoint and reserves a place on it.
+    ///
+    /// # Errors
+    /// [`Denied`]: there is none.
+    pub fn choose(
+        &self,
+        asked: Asked,
+        headers: &HeaderMap,
+        wanted: &Wanted<'_>,
+    ) -> Result<Choice, Denied> {
+        match self.pick(&asked, headers, wanted) {
+            Ok((addresses, picked, among)) => Ok(Choice {
+                addresses,
+                request_headers: picked.request_headers,
+                response_headers: picked.response_headers,
+                body: asked.changed.then_some(asked.body),
+                passing: Passing::new(
+                    (asked.info.api, asked.info.stream),
+                    asked.changes,
+                    asked.observation,
+                    picked.reservation,
+                    picked.via,
+                    among,
+                ),
+            }),
+            Err(refusal) => {
+                if let Some(reason) = refusal.dropped_reason() {
+                    dropped(reason);
+                }
+                asked.observation.end(End::Error(refusal.metric_code()));
+                Err(denied(&refusal, asked.dialect))
+            }
+        }
+    }
+
+    fn pick(
+        &self,
+        asked: &Asked,
+        headers: &HeaderMap,
+        wanted: &Wanted<'_>,
+    ) -> Result<Placed, Refusal> {
+        let Asked {
+            info, class, body, ..
+        } = asked;
+        let view = self.shared.view().load();
+        let whole = view
+            .route_of(class, info)
+            .map_err(|why| Refusal::unroutable(why, &info.model))?;
+        let narrowed;
+        let route: &Route = match wanted.subset {
+            None => &whole,
+            Some(subset) => {
+                let inside =
+                    |e: &&Arc<Endpoint>| (wanted.address)(&e.spec().target).is_some_and(subset);
+                narrowed = Route {
+                    pool: Arc::clone(&whole.pool),
+                    endpoints: whole.endpoints.iter().filter(inside).cloned().collect(),
+                };
+                &narrowed
+            }
+        };
+        let begun = Instant::now();
+        let prompt = PromptIn {
+            prompt: &info.prompt,
+            body,
+        };
+        let media = media_sizes(&prompt);
+        let request = class.scheduling(info, headers, &prompt, &media);
+        let mut tried = Tried::default();
+        loop {
+            let picked = route.pool.policy.scheduler.schedule(
+                &request,
+                route,
+                &tried,
+                now_ms(),
+                self.random(),
+                None,
+            );
+            let picked = picked.inspect_err(|_| not_picked(&asked.observation.labels().target))?;
+            match (wanted.address)(&picked.destination().spec().target) {
+                Some(address) => {
+                    self.metrics.scheduling.record(begun.elapsed());
+                    let mut addresses = vec![address];
+                    if wanted.fallbacks > 0 {
+                        add_fallbacks(&mut addresses, route, &picked, wanted);
+                    }
+                    return Ok((addresses, picked, Arc::clone(&route.endpoints)));
+                }
+                // Its name is not known yet: as good as unreachable.
+                None => tried.add(Arc::clone(picked.reservation.endpoint())),
+            }
+        }
+    }
+
+    fn refuse(&self, refusal: &Refusal, dialect: Dialect) -> Denied {
+        self.metrics.other().requests.increment(1);
+        self.metrics.other().error(refusal.metric_code());
+        if let Some(reason) = refusal.dropped_reason() {
+            dropped(reason);
+        }
+        denied(refusal, dialect)
+    }
+
+    /// The next number of the generator (splitmix64, as in Steele, Lea and Flood 2014).
+    fn random(&self) -> u64 {
+        const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.random.fetch_add(GAMMA, Relaxed).wrapping_add(GAMMA);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// Adds what the scheduler named as next best, then the other usable endpoints, the least busy first.
+fn add_fallbacks(
+    addresses: &mut Vec<SocketAddr>,
+    route: &Route,
+    picked: &Picked,
+    wanted: &Wanted<'_>,
+) {
+    /// Figures of engines older than this (ms) count for nothing.
+    const FRESH: u64 = 5_000;
+    let now = now_ms();
+    let mut others: Vec<_> = route
+        .endpoints
+        .iter()
+        .filter_map(|e| Some((e.tier(now)?, e.busyness(now, FRESH), e)))
+        .collect();
+    others.sort_by_key(|(tier, busyness, _)| (*tier, *busyness));
+    let named = picked.fallbacks.iter();
+    for endpoint in named.chain(others.into_iter().map(|(_, _, e)| e)) {
+        if addresses.len() > wanted.fallbacks {
+            return;
+        }
+        if let Some(address) = (wanted.address)(&endpoint.spec().target)
+            && !addresses.contains(&address)
+            && !Arc::ptr_eq(endpoint, picked.reservation.endpoint())
+        {
+            addresses.push(address);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! An engine's answer as it passes a proxy: looked into and measured piece by piece, with the reservation held until its end.
+
+use crate::body::{fail, grpc_failed, is_unavailable};
+use crate::change::{Changer, Changes};
+use crate::inspect::Inspect;
+use crate::observe::{End, Observation};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+use quorate_routing::{Api, BreakerState, Endpoint, Failure, Reservation, now_ms};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often progress is noted on the endpoint at most.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
+/// Follows one answer. Dropped before [`Passing::end`], the request counts as given up by the client, and its place on the
+/// endpoint is free at once.
+pub struct Passing {
+    reservation: Option<Reservation>,
+    observation: Option<Observation>,
+    /// The endpoint that the request is sent to, if that is not the one that it counts on.
+    via: Option<Arc<Endpoint>>,
+    /// Endpoints that the request could have gone to.
+    among: Arc<[Arc<Endpoint>]>,
+    /// Of the request: its API, and whether a stream was asked for.
+    api: (Api, bool),
+    changes: Changes,
+    changer: Option<Box<Changer>>,
+    inspect: Inspect,
+    grpc_failed: bool,
+    status: StatusCode,
+    /// No more will be seen than the head.
+    head_only: bool,
+    progress_at: Instant,
+}
+
+impl Passing {
+    pub(super) fn new(
+        api: (Api, bool),
+        changes: Changes,
+        observation: Observation,
+        reservation: Reservation,
+        via: Option<Arc<Endpoint>>,
+        among: Arc<[Arc<Endpoint>]>,
+    ) -> Self {
+        Self {
+            reservation: Some(reservation),
+            observation: Some(observation),
+            via,
+            among,
+            api,
+            changes,
+            changer: None,
+            inspect: Inspect::Nothing,
+            grpc_failed: false,
+            status: StatusCode::OK,
+            head_only: false,
+            progress_at: Instant::now(),
+        }
+    }
+
+    /// The proxy says which endpoint it really went to: `is` tells it. Another one than the pick means that the pick could not be
+    /// reached; the request counts on the other from now on.
+    pub fn served_by(&mut self, is: impl Fn(&Endpoint) -> bool) {
+        let Some(reserved) = &self.reservation else {
+            return;
+        };
+        if is(self.via.as_ref().unwrap_or(reserved.endpoint())) {
+            return;
+        }
+        let Some(served) = self.among.iter().find(|e| is(e)) else {
+            tracing::debug!("served by an endpoint that is not in the pool");
+            return;
+        };
+        // The new place first, so that the request is never uncounted.
+        if let Some(moved) = served.reserve_with(now_ms(), reserved.tokens()) {
+            fail(reserved, Failure::Connect);
+            self.reservation = Some(moved);
+            self.via = None;
+        }
+    }
+
+    /// The head of the answer. With `head_only` the body will not be shown. Tells whether the body's length may change.
+    pub fn head(&mut self, status: StatusCode, headers: &HeaderMap, head_only: bool) -> bool {
+        self.status = status;
+        self.head_only = head_only;
+        let (api, stream) = self.api;
+        self.inspect = Inspect::of(api, headers);
+        self.grpc_failed = grpc_failed(headers);
+        let events = matches!(self.inspect, Inspect::Events(_));
+        if (events || matches!(self.inspect, Inspect::Grpc(_)) && stream)
+            && let Some(observation) = &mut self.observation
+        {
+            observation.set_streaming();
+        }
+        if !head_only && (events || matches!(self.inspect, Inspect::Json(..))) {
+            self.changer = Changer::new(&self.changes, events);
+        }
+        if let Some(reservation) = &self.reservation {
+            if head_only {
+                reservation.progress(now_ms());
+            }
+            if is_unavailable(status) {
+                fail(reservation, Failure::Status(status.as_u16()));
+            } else if reservation.endpoint().breaker_state(now_ms()) != BreakerState::Closed {
+                // A trial has shown that the endpoint works; the end of a long stream would be late for that.
+                reservation.succeeded();
+            }
+        }
+        self.changer.is_some()
+    }
+
+    /// Trailers behind the answer; gives what of the answer was held back until here.
+    pub fn trailers(&mut self, trailers: &HeaderMap) -> Bytes {
+        self.grpc_failed |= grpc_failed(trailers);
+        self.changer
+            .as_mut()
+            .map(|changer| changer.finish())
+            .unwrap_or_default()
+    }
+
+    /// The next piece of the answer; gives what is to be passed on in its place, which may be nothing. `last`: no piece and no
+    /// trailers follow.
+    pub fn data(&mut self, data: Bytes, last: bool) -> Bytes {
+        let now = Instant::now();
+        let seen = self.inspect.feed(&data);
+        if let Some(observation) = &mut self.observation {
+            observation.body(now, data.len(), seen.tokens);
+        }
+        if now >= self.progress_at
+            && let Some(reservation) = &self.reservation
+        {
+            self.progress_at = now + PROGRESS_EVERY;
+            reservation.progress(now_ms());
+        }
+        let Some(changer) = &mut self.changer else {
+            return data;
+        };
+        let changed = changer.push(data, seen.usage);
+        if !last {
+            return changed;
+        }
+        let rest = changer.finish();
+        if rest.is_empty() {
+            return changed;
+        }
+        let mut all = BytesMut::from(changed);
+        all.extend_from_slice(&rest);
+        all.freeze()
+    }
+
+    /// The answer is whole.
+    pub fn end(&mut self) {
+        if let Some(reservation) = self.reservation.take()
+            && !is_unavailable(self.status)
+        {
+            reservation.succeeded();
+        }
+        let usage = self.inspect.usage();
+        let failed = self.inspect.has_failed() || self.grpc_failed;
+        if let Some(mut observation) = self.observation.take() {
+            if let Some(usage) = usage {
+                observation.usage(usage);
+            }
+            observation.end(if failed || self.status.as_u16() >= 400 {
+                End::Error("ModelServerError")
+            } else {
+                End::Complete
+            });
+        }
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if self.head_only {
+            self.end();
+        }
+    }
+}
