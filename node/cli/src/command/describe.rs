@@ -332,7 +332,10 @@ fn scheduling_tree(status: &PoolStatus) -> Tree {
     let mut tree = Tree::map();
     tree.put("nodeId", status.node_id);
     tree.put_some("config", status.scheduling_config.as_str());
-    tree.put_some("version", (status.generation > 0).then_some(status.generation));
+    tree.put_some(
+        "version",
+        (status.generation > 0).then_some(status.generation),
+    );
     tree.put_some("problem", status.problem.as_str());
     tree.put_some(
         "warnings",
