@@ -320,8 +320,12 @@ impl FlowControl {
         let begun = self.now();
         while let Some(index) = core.queue.first_band() {
             match core.member.as_ref().map(|m| m.standing) {
-                // The dispatcher says who goes.
-                Some(None) => break,
+                // The dispatcher says who goes; a place that a victim leaves goes back to it.
+                Some(None) => {
+                    let load = self.pool_load(core);
+                    self.reclaim(core, index, load);
+                    break;
+                }
                 Some(Some(standing)) if !self.ledger.load().below(standing) => break,
                 _ => {}
             }

@@ -42,12 +42,14 @@ pub struct Held {
 }
 
 impl Held {
-    fn add(&mut self, bytes: u64) {
+    /// One more request.
+    pub fn add(&mut self, bytes: u64) {
         self.requests += 1;
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    fn sub(&mut self, bytes: u64) {
+    /// One request less.
+    pub fn sub(&mut self, bytes: u64) {
         self.requests = self.requests.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
     }

@@ -10,7 +10,7 @@ use crate::flow::saturation::Load;
 impl FlowControl {
     /// A band with work is blocked: running requests of lower bands give way, if the configuration says so.
     pub(super) fn reclaim(&self, core: &mut Core, index: usize, load: Load) {
-        if !core.config.eviction || core.pool_empty() || core.member.is_some() {
+        if !core.config.eviction || core.pool_empty() {
             return;
         }
         let Some(priority) = core.queue.bands().get(index).map(|b| b.priority()) else {
@@ -25,7 +25,7 @@ impl FlowControl {
     }
 
     /// Revokes up to so many running requests of priorities below this.
-    pub(super) fn revoke(&self, core: &mut Core, below: i32, wanted: u64) {
+    fn revoke(&self, core: &mut Core, below: i32, wanted: u64) {
         if wanted == 0 {
             return;
         }

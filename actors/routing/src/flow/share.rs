@@ -9,6 +9,14 @@
 //! exceeds the limit, whatever is on its way. All messages tell state, not differences, where that is possible; where it is not,
 //! they belong to a session, and whatever may have been missed starts a new one.
 
+pub mod account;
+pub mod dispatcher;
 pub mod member;
 pub mod message;
+mod pool;
 mod router;
+
+pub use pool::PoolShare;
+
+#[cfg(test)]
+mod tests;

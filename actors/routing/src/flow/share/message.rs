@@ -61,8 +61,6 @@ pub struct Grant {
     pub elsewhere: Load,
     /// What waits on the other routers, by band.
     pub queued_elsewhere: Vec<(i32, Held)>,
-    /// Revoke so many running requests of priorities below this.
-    pub revoke: Option<(i32, u64)>,
     /// Something may have been missed: begin a new session.
     pub renew: bool,
 }

@@ -106,9 +106,6 @@ impl FlowControl {
         if changed {
             self.publish_gates(&mut core);
         }
-        if let Some((below, count)) = grant.revoke {
-            self.revoke(&mut core, below, count);
-        }
         self.pump(&mut core, &mut wakers);
         drop(core);
         self.mark_dirty();
