@@ -16,6 +16,7 @@ mod endpoint;
 mod engine;
 mod events;
 mod exchange;
+mod flows;
 mod gauges;
 mod http;
 mod mailbox;

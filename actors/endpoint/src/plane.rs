@@ -8,6 +8,7 @@ use crate::exchange::outbox::Outbox;
 use crate::exchange::server::LoadService;
 use crate::exchange::table::{Origin, Table};
 use crate::exchange::{Peer, Timing, actor as exchange};
+use crate::flows::{self, Flows};
 use crate::ownership::LiveNodes;
 use crate::shared::{Catalog, Shared};
 use crate::signals::Signals;
@@ -92,6 +93,7 @@ impl EndpointPlane {
             signals: Arc::new(Signals::default()),
             live: watch::channel(Arc::new(live)).0,
             rebuild: Notify::new(),
+            flows: Arc::new(Flows::default()),
             events: broadcast::channel(EVENTS).0,
             stop: CancellationToken::new(),
         });
@@ -133,6 +135,7 @@ impl EndpointPlane {
         Ok(PlaneHandle {
             root: root.get_cell(),
             _gauges: Task::spawn(gauges::run(Arc::clone(&shared))),
+            _flows: Task::spawn(flows::run(Arc::clone(&shared))),
             _failure: failure,
             shared,
         })
@@ -149,6 +152,7 @@ pub struct PlaneHandle {
     shared: Arc<Shared>,
     root: ActorCell,
     _gauges: Task,
+    _flows: Task,
     _failure: Task,
 }
 

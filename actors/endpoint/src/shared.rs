@@ -8,6 +8,7 @@ use crate::events::PlaneEvent;
 use crate::exchange::outbox::Outbox;
 use crate::exchange::table::{Changes, Origin, Table};
 use crate::exchange::{Key, Report, Timing};
+use crate::flows::Flows;
 use crate::mailbox::Mailbox;
 use crate::ownership::LiveNodes;
 use crate::scheduling::Policies;
@@ -157,6 +158,8 @@ pub struct Shared {
     pub live: watch::Sender<Arc<LiveNodes>>,
     /// Served models changed or a retired endpoint is idle: the directory should look.
     pub rebuild: Notify,
+    /// Flow control of the pools, between the nodes.
+    pub flows: Arc<Flows>,
     /// For the node.
     pub events: broadcast::Sender<PlaneEvent>,
     /// Ends everything that is not an actor.
@@ -259,6 +262,7 @@ impl Shared {
         if endpoint.health() != report.health && report.health != quorate_routing::Health::Unknown {
             endpoint.set_health(report.health, now);
         }
+        self.flows.endpoints_changed();
         entry.set_facts(Facts {
             last_error: report.last_error.clone(),
             engine: report.engine,

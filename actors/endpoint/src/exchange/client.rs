@@ -1,6 +1,7 @@
 //! The sending side of the exchange: keeps one stream to one peer.
 
 use crate::exchange::{Pace, Peer};
+use crate::flows::Mail;
 use crate::shared::Shared;
 use quorate_proto::peer::v1::load_exchange_client::LoadExchangeClient;
 use quorate_proto::peer::v1::{LoadAck, LoadHello, LoadUpdate};
@@ -54,6 +55,8 @@ async fn stream(shared: &Shared, peer: &Peer, pace: Pace) -> Result<(), Status> 
         shared,
         messages,
         sent: 0,
+        // What was put there for an earlier stream is void.
+        mail: shared.flows.link_opened(peer.node_id),
     };
     let opened = client.report(ReceiverStream::new(outgoing));
     // The answer's head comes when the peer has read hello: both must be under way at once.
@@ -83,6 +86,7 @@ struct Sender<'a> {
     shared: &'a Shared,
     messages: mpsc::Sender<LoadUpdate>,
     sent: u64,
+    mail: Arc<Mail>,
 }
 
 impl Sender<'_> {
@@ -113,28 +117,52 @@ impl Sender<'_> {
         }
     }
 
-    /// Sends what changed, at most once a gap, and something at least every keep-alive.
+    /// Sends what changed, at most once a gap, and something at least every keep-alive; what flow control has to say goes at once.
     async fn keep_sending(&mut self, version: &mut tokio::sync::watch::Receiver<u64>, pace: Pace) {
+        let mut not_before = Instant::now();
         loop {
             let sent = self.sent;
-            let changed = async { version.wait_for(|v| *v != sent).await.map(|_| ()) };
-            if let Ok(Err(_)) = timeout(pace.keep_alive, changed).await {
-                return;
-            }
-            let (mut updates, version) = {
-                let outbox = self.shared.outbox.lock();
-                (outbox.since(self.sent, now_ms()), outbox.version())
+            let changed = async {
+                tokio::time::sleep_until(not_before).await;
+                version.wait_for(|v| *v != sent).await.map(|_| ())
             };
-            self.sent = version;
-            if updates.is_empty() {
-                updates.push(LoadUpdate::default());
-            }
-            for update in updates {
-                if self.messages.send(update).await.is_err() {
-                    return;
+            tokio::select! {
+                () = self.mail.written() => {
+                    for flow in self.mail.take() {
+                        let update = LoadUpdate { flow, ..Default::default() };
+                        if self.messages.send(update).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                changed = timeout(pace.keep_alive, changed) => {
+                    if let Ok(Err(_)) = changed {
+                        return;
+                    }
+                    if !self.send_counts().await {
+                        return;
+                    }
+                    not_before = Instant::now() + pace.gap;
                 }
             }
-            tokio::time::sleep(pace.gap).await;
         }
+    }
+
+    /// Sends what changed in the outbox, or an empty message. False: the stream is over.
+    async fn send_counts(&mut self) -> bool {
+        let (mut updates, version) = {
+            let outbox = self.shared.outbox.lock();
+            (outbox.since(self.sent, now_ms()), outbox.version())
+        };
+        self.sent = version;
+        if updates.is_empty() {
+            updates.push(LoadUpdate::default());
+        }
+        for update in updates {
+            if self.messages.send(update).await.is_err() {
+                return false;
+            }
+        }
+        true
     }
 }

@@ -144,6 +144,7 @@ impl Incoming {
                 message = updates.message() => match message {
                     Ok(Some(update)) => {
                         deadline = Instant::now() + pace.silence;
+                        self.shared.flows.receive(self.node_id, &update.flow);
                         let changes = self.shared.table.lock().update(self.id, &update, grace, now_ms());
                         self.shared.apply(changes);
                     }

@@ -59,17 +59,27 @@ impl Account {
         }
     }
 
-    /// Takes what the router says of itself. False: it is of another session.
-    pub fn hear(&mut self, demand: &Demand) -> bool {
-        if demand.session != self.session || self.lost.is_some() {
-            return false;
+    /// A router speaks of a session that is not known here: what it has is counted, and it shall begin anew.
+    pub fn adopt(demand: &Demand) -> Self {
+        Self {
+            seq: demand.acked,
+            renew: true,
+            ..Self::open(demand)
         }
+    }
+
+    /// Whether it is this conversation that a message belongs to.
+    pub fn is(&self, demand: &Demand) -> bool {
+        demand.session == self.session && self.lost.is_none()
+    }
+
+    /// Takes what the router says of itself.
+    pub fn hear(&mut self, demand: &Demand) {
         self.in_flight = demand.in_flight;
         self.held = demand.held;
         while self.sent.front().is_some_and(|s| s.seq <= demand.acked) {
             self.sent.pop_front();
         }
-        true
     }
 
     /// Requests in flight there, as last said.

@@ -109,18 +109,20 @@ impl Dispatcher {
         self.queue.held()
     }
 
-    /// A router's word. Of another session than its first message began it means nothing.
+    /// A router's word.
     pub fn demand(&mut self, router: u64, demand: Demand, now: u64) {
         if demand.first {
             self.forget_waiting(router);
             self.awaited.remove(&router);
             self.accounts.insert(router, Account::open(&demand));
         }
-        let Some(account) = self.accounts.get_mut(&router) else {
-            return;
-        };
-        if !account.hear(&demand) {
-            return;
+        match self.accounts.get_mut(&router) {
+            Some(account) if account.is(&demand) => account.hear(&demand),
+            _ => {
+                self.forget_waiting(router);
+                self.accounts.insert(router, Account::adopt(&demand));
+                return;
+            }
         }
         for id in &demand.gone {
             self.left(router, *id);

@@ -65,12 +65,9 @@ impl PoolShare {
                 dispatcher.lost(*gone, now);
             }
         } else {
-            // Who was alone knows all that is in flight; who takes over from another has to hear it from everybody.
-            let awaited = match was_alone {
-                true => BTreeSet::from([self.me]),
-                false => self.routers.clone(),
-            };
-            let mut dispatcher = Dispatcher::new(self.flow.config(), awaited, now);
+            // Whatever was before: what the others have in flight only they know.
+            let routers = self.routers.iter().copied();
+            let mut dispatcher = Dispatcher::new(self.flow.config(), routers, now);
             dispatcher.set_endpoints(self.flow.endpoints(), now);
             self.dispatcher = Some(dispatcher);
         }

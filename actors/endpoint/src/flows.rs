@@ -1,0 +1,194 @@
+//! Flow control of all pools: shows each engine its endpoints, lets time pass for it, and carries what routers and dispatchers
+//! of a pool tell each other. The dispatcher of a pool is the highest rendezvous hash of (pool, node) over the region's live
+//! nodes, like the owner of an endpoint.
+
+mod message;
+
+use crate::shared::Shared;
+use parking_lot::Mutex;
+use quorate_proto::peer::v1::FlowMessage;
+use quorate_routing::flow::FlowControl;
+use quorate_routing::flow::share::PoolShare;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How often engines look at their endpoints and at the clock.
+const TICK: Duration = Duration::from_millis(25);
+/// Messages to a peer that wait to be sent; beyond it the peer does not read, and its stream will end.
+const MOST_MAIL: usize = 10_000;
+/// Messages in one update of the stream.
+const CHUNK: usize = 64;
+
+/// What waits to be sent to one peer.
+#[derive(Default)]
+pub struct Mail {
+    messages: Mutex<Vec<FlowMessage>>,
+    wake: Notify,
+}
+
+impl Mail {
+    /// Completes when there is something.
+    pub async fn written(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Takes all of it, in order, a few to a bundle.
+    pub fn take(&self) -> Vec<Vec<FlowMessage>> {
+        let mut all = std::mem::take(&mut *self.messages.lock());
+        let mut bundles = Vec::new();
+        while all.len() > CHUNK {
+            let rest = all.split_off(CHUNK);
+            bundles.push(std::mem::replace(&mut all, rest));
+        }
+        if !all.is_empty() {
+            bundles.push(all);
+        }
+        bundles
+    }
+
+    fn put(&self, message: FlowMessage) {
+        let mut messages = self.messages.lock();
+        if messages.len() < MOST_MAIL {
+            messages.push(message);
+        }
+        drop(messages);
+        self.wake.notify_one();
+    }
+}
+
+#[derive(Default)]
+struct Inbox {
+    opened: BTreeSet<u64>,
+    messages: Vec<(u64, FlowMessage)>,
+    /// Figures or health of endpoints changed.
+    endpoints: bool,
+}
+
+/// Where streams and engines meet the task that does the work.
+#[derive(Default)]
+pub struct Flows {
+    inbox: Mutex<Inbox>,
+    mail: Mutex<HashMap<u64, Arc<Mail>>>,
+    wake: Notify,
+}
+
+impl Flows {
+    /// This node's stream to a peer is a new one. Gives what will be written to it.
+    pub fn link_opened(&self, peer: u64) -> Arc<Mail> {
+        let mail = Arc::new(Mail::default());
+        self.mail.lock().insert(peer, Arc::clone(&mail));
+        self.inbox.lock().opened.insert(peer);
+        self.wake.notify_one();
+        mail
+    }
+
+    /// Messages of a peer came.
+    pub fn receive(&self, from: u64, messages: &[FlowMessage]) {
+        if !messages.is_empty() {
+            let of = messages.iter().map(|m| (from, m.clone()));
+            self.inbox.lock().messages.extend(of);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Something about endpoints changed that an engine may be waiting for.
+    pub fn endpoints_changed(&self) {
+        self.inbox.lock().endpoints = true;
+        self.wake.notify_one();
+    }
+
+    fn post(&self, to: u64, message: FlowMessage) {
+        let mail = self.mail.lock().get(&to).cloned();
+        // Without a stream there is nobody to tell; a new one begins with everything.
+        if let Some(mail) = mail {
+            mail.put(message);
+        }
+    }
+}
+
+/// Looks after all pools with flow control, for ever.
+pub async fn run(shared: Arc<Shared>) {
+    let mut shares: BTreeMap<Arc<str>, PoolShare> = BTreeMap::new();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut live = shared.live.subscribe();
+    let mut next_tick = Instant::now();
+    loop {
+        tokio::select! {
+            () = shared.flows.wake.notified() => {}
+            _ = tick.tick() => {}
+            Ok(()) = live.changed() => {}
+        }
+        let inbox = std::mem::take(&mut *shared.flows.inbox.lock());
+        let due = Instant::now() >= next_tick;
+        if due {
+            next_tick = Instant::now() + TICK;
+        }
+        round(&shared, &mut shares, inbox, due);
+    }
+}
+
+/// One look at everything.
+fn round(shared: &Shared, shares: &mut BTreeMap<Arc<str>, PoolShare>, inbox: Inbox, due: bool) {
+    let view = shared.view.load();
+    let me = shared.node_id();
+    let flow_of = |name: &Arc<str>| -> Option<Arc<FlowControl>> {
+        let pool = view.pools().iter().find(|p| p.spec.name == *name)?;
+        pool.policy.flow.clone()
+    };
+    shares.retain(|name, share| {
+        let kept = flow_of(name).is_some_and(|f| Arc::ptr_eq(&f, share.flow()));
+        if !kept {
+            // Whoever still waits there goes as places become free.
+            share.flow().unshare();
+        }
+        kept
+    });
+    let routers: BTreeSet<u64> = {
+        let live = shared.live.borrow();
+        let near = live.iter().filter(|(_, r)| **r == shared.origin.region);
+        near.map(|(id, _)| id).collect()
+    };
+    for pool in view.pools() {
+        let Some(flow) = &pool.policy.flow else {
+            continue;
+        };
+        let new = !shares.contains_key(&pool.spec.name);
+        let share = shares
+            .entry(Arc::clone(&pool.spec.name))
+            .or_insert_with(|| {
+                let flows = Arc::clone(&shared.flows);
+                flow.on_change(move || flows.wake.notify_one());
+                PoolShare::new(me, Arc::clone(flow))
+            });
+        if new || due || inbox.endpoints {
+            flow.observe(&pool.endpoints);
+        }
+        let leader = shared
+            .live
+            .borrow()
+            .endpoint_owner(&pool.spec.name, &shared.origin.region);
+        share.set_routers(leader.unwrap_or(me), routers.clone());
+        for peer in &inbox.opened {
+            share.link_opened(*peer);
+        }
+        if new || due {
+            share.tick();
+        }
+    }
+    for (from, wire) in inbox.messages {
+        if let Some(share) = shares.get_mut(wire.pool.as_str())
+            && let Some(message) = message::from_proto(wire)
+        {
+            share.hear(from, message);
+        }
+    }
+    for (name, share) in shares {
+        for (to, message) in share.step() {
+            shared.flows.post(to, message::to_proto(name, message));
+        }
+    }
+}
