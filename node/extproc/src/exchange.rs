@@ -17,9 +17,9 @@ use crate::received::{RequestHead, Subset};
 use crate::server::Worker;
 use bytes::Bytes;
 use futures_util::Stream;
-use gathering::{End, Gathering};
+use gathering::{End, Gathering, Undecided};
 use http::{Method, Response, StatusCode, header};
-use quorate_gateway::Denied;
+use quorate_gateway::{Admitted, Asked, Denied, Waiting};
 use quorate_proto::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use quorate_proto::envoy::service::ext_proc::v3::processing_request::Request as Kinds;
 use quorate_proto::envoy::service::ext_proc::v3::{
@@ -52,6 +52,8 @@ enum State {
     New,
     /// The request's body is being gathered.
     Gathering(Box<Gathering>),
+    /// The request is whole and waits for room in its pool.
+    Waiting(Box<(Undecided, Waiting)>),
     /// The request has its endpoint; its response is to come or under way.
     Passing(Box<Returning>),
     /// Nothing more will be said.
@@ -102,6 +104,9 @@ where
                     this.code = Code::Ok;
                 }
                 return Poll::Ready(None);
+            }
+            if this.poll_flow(cx) {
+                continue;
             }
             match ready!(Pin::new(&mut this.inbound).poll_next(cx)) {
                 Some(Ok(message)) => {
@@ -175,6 +180,40 @@ impl<S> Exchange<S> {
                 Ok(())
             }
             None => Err(Status::invalid_argument("a message without content")),
+        }
+    }
+
+    /// Flow control: a request that waits may go on, or one that runs must give way. Whether something has changed.
+    fn poll_flow(&mut self, cx: &mut Context<'_>) -> bool {
+        match &mut self.state {
+            State::Waiting(waiting) => {
+                let Poll::Ready(admitted) = waiting.1.poll(cx) else {
+                    return false;
+                };
+                let State::Waiting(waiting) = std::mem::replace(&mut self.state, State::Over)
+                else {
+                    return false;
+                };
+                match admitted {
+                    Ok(asked) => self.choose(waiting.0, *asked),
+                    Err(denied) => self.deny(denied),
+                }
+                true
+            }
+            State::Passing(returning) => match returning.poll_revoked(cx) {
+                Poll::Ready(Some(denied)) => {
+                    self.deny(denied);
+                    true
+                }
+                Poll::Ready(None) => {
+                    self.failed = Some(Status::aborted(
+                        "the request was revoked in favour of one of higher priority",
+                    ));
+                    true
+                }
+                Poll::Pending => false,
+            },
+            _ => false,
         }
     }
 
@@ -282,13 +321,23 @@ impl<S> Exchange<S> {
                 self.out.push_back(answer::request_trailers());
                 Ok(())
             }
-            State::New | State::Over => Err(out_of_order("request trailers")),
+            State::New | State::Waiting(_) | State::Over => Err(out_of_order("request trailers")),
         }
     }
 
     /// The request is whole: picks its endpoint and says so.
     fn decide(&mut self, gathering: Box<Gathering>, end: End) {
-        match gathering.decide(&self.worker, end) {
+        match gathering.ask(&self.worker, end) {
+            Ok((undecided, Admitted::Now(asked))) => self.choose(undecided, *asked),
+            Ok((undecided, Admitted::Later(waiting))) => {
+                self.state = State::Waiting(Box::new((undecided, waiting)));
+            }
+            Err(denied) => self.deny(denied),
+        }
+    }
+
+    fn choose(&mut self, undecided: Undecided, asked: Asked) {
+        match undecided.choose(&self.worker, asked) {
             Ok(decided) => {
                 self.out.extend(decided.messages);
                 self.state = State::Passing(Box::new(decided.returning));

@@ -3,9 +3,10 @@
 
 use crate::call::Call;
 use crate::error::Refusal;
-use crate::metrics::dropped;
+use crate::metrics::{Labels, dropped};
 use crate::observe::End;
 use quorate_routing::flow::{Admission, FlowRequest};
+use quorate_routing::{Class, RequestInfo};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -44,22 +45,11 @@ where
         let Some(flow) = call.class.pool.policy.flow.clone() else {
             return Admitting::Inner(self.0.call(call));
         };
+        let deadline = call
+            .total_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
         let labels = call.observation.labels();
-        let request = FlowRequest {
-            fairness_id: call.class.flow(),
-            priority: call.class.priority,
-            bytes: call.body.len() as u64,
-            tokens: call.info.prompt.estimated_tokens(&call.body),
-            deadline: call
-                .total_at
-                .map(|at| at.saturating_duration_since(Instant::now())),
-            slo_ttft: call
-                .class
-                .slo_ttft_ms
-                .and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok()),
-            model: &labels.model,
-            target_model: &labels.target,
-        };
+        let request = flow_request(&call.class, &call.info, &call.body, labels, deadline);
         match flow.try_admit(&request) {
             Some(permit) => {
                 call.permit = Some(permit);
@@ -70,6 +60,27 @@ where
                 waiting: Some(Box::new((call, self.0.clone()))),
             },
         }
+    }
+}
+
+/// A request as flow control sees it; `body` is what goes to the engine.
+pub(crate) fn flow_request<'a>(
+    class: &'a Class,
+    info: &RequestInfo<'_>,
+    body: &[u8],
+    labels: &'a Labels,
+    deadline: Option<Duration>,
+) -> FlowRequest<'a> {
+    let slo = class.slo_ttft_ms.map(|ms| ms / 1e3);
+    FlowRequest {
+        fairness_id: class.flow(),
+        priority: class.priority,
+        bytes: body.len() as u64,
+        tokens: info.prompt.estimated_tokens(body),
+        deadline,
+        slo_ttft: slo.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        model: &labels.model,
+        target_model: &labels.target,
     }
 }
 

@@ -8,7 +8,7 @@
 
 mod ending;
 
-pub(crate) use ending::{fail, grpc_failed, is_unavailable};
+pub(crate) use ending::{fail, grpc_failed, is_unavailable, served};
 
 use crate::call::Call;
 use crate::change::Changer;
@@ -21,7 +21,7 @@ use crate::upstream::Source;
 use crate::watched::Watched;
 use crate::worker::Core;
 use bytes::{Bytes, BytesMut};
-use ending::{Broken, served};
+use ending::Broken;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, StatusCode, response};
 use http_body::{Body, Frame, SizeHint};

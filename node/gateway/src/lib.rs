@@ -48,6 +48,9 @@ pub use config::{ConfigError, GatewayConfig, RetryConfig, TlsConfig, UpstreamCon
 pub use duration::{DurationError, HumanDuration};
 pub use gateway::{Gateway, GatewayHandle, StartError};
 pub use metrics::{BUCKETS, describe};
-pub use picker::{Asked, Choice, Denied, Entered, Passing, Picker, PickerOptions, Traced, Wanted};
+pub use picker::{
+    Admitted, Asked, Choice, Denied, Entered, Passing, Picker, PickerOptions, Traced, Waiting,
+    Wanted,
+};
 pub use tls::{TlsError, upstream_client_config};
 pub use worker::GatewayShared;

@@ -2,12 +2,14 @@
 //! parse, route, pick, refusals, usage and metrics as for the gateway's own requests, without its sockets.
 //!
 //! ```text
-//! Picker::trace -> Picker::ask (parse) -> Picker::choose (route, pick, reserve) -> Passing (the answer as it passes)
+//! Picker::enter -> Picker::ask (parse, classify) -> Picker::admit (flow control) -> Picker::choose (pick, reserve) -> Passing
 //! ```
 
 mod passing;
+mod waiting;
 
 pub use passing::Passing;
+pub use waiting::{Admitted, Waiting};
 
 use crate::answer;
 use crate::authenticate::{Session, enter};
@@ -24,6 +26,7 @@ use crate::worker::GatewayShared;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use quorate_routing::classify::media_sizes;
+use quorate_routing::flow::Permit;
 use quorate_routing::request::PromptIn;
 use quorate_routing::{
     Api, Caller, Class, Dialect, Endpoint, Picked, RequestInfo, Route, Target, Tried, now_ms,
@@ -71,6 +74,8 @@ pub struct Asked {
     changed: bool,
     changes: Changes,
     dialect: Dialect,
+    /// Its place in the pool's flow control.
+    permit: Option<Permit>,
     observation: Observation,
 }
 
@@ -82,6 +87,17 @@ pub struct Wanted<'a> {
     pub address: &'a dyn Fn(&Target) -> Option<SocketAddr>,
     /// How many further endpoints to name, for the case that the first cannot be reached.
     pub fallbacks: usize,
+}
+
+impl Asked {
+    /// It goes nowhere.
+    fn refuse(self, refusal: &Refusal) -> Denied {
+        if let Some(reason) = refusal.dropped_reason() {
+            dropped(reason);
+        }
+        self.observation.end(End::Error(refusal.metric_code()));
+        denied(refusal, self.dialect)
+    }
 }
 
 fn denied(refusal: &Refusal, dialect: Dialect) -> Denied {
@@ -216,6 +232,7 @@ impl Picker {
             body: edited.unwrap_or(body),
             changes,
             dialect,
+            permit: None,
             observation,
         })
     }
@@ -240,23 +257,10 @@ impl Picker {
                 addresses,
                 request_headers: picked.request_headers,
                 response_headers: picked.response_headers,
-                body: asked.changed.then_some(asked.body),
-                passing: Passing::new(
-                    (asked.info.api, asked.info.stream),
-                    asked.changes,
-                    asked.observation,
-                    picked.reservation,
-                    picked.via,
-                    among,
-                ),
+                body: asked.changed.then(|| asked.body.clone()),
+                passing: Passing::new(asked, picked.reservation, picked.via, among),
             }),
-            Err(refusal) => {
-                if let Some(reason) = refusal.dropped_reason() {
-                    dropped(reason);
-                }
-                asked.observation.end(End::Error(refusal.metric_code()));
-                Err(denied(&refusal, asked.dialect))
-            }
+            Err(refusal) => Err(asked.refuse(&refusal)),
         }
     }
 

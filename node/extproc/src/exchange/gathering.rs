@@ -6,7 +6,7 @@ use crate::received::{DESTINATION, RequestHead, Subset};
 use crate::server::Worker;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::Method;
-use quorate_gateway::{Denied, Entered, Wanted};
+use quorate_gateway::{Admitted, Asked, Denied, Entered, Traced, Wanted};
 use quorate_proto::envoy::service::ext_proc::v3::ProcessingResponse;
 use quorate_routing::Target;
 use std::net::SocketAddr;
@@ -92,11 +92,11 @@ impl Gathering {
         true
     }
 
-    /// Picks the endpoint.
+    /// The request is whole.
     ///
     /// # Errors
     /// [`Denied`]: what the client gets instead.
-    pub fn decide(self, worker: &Worker, end: End) -> Result<Decided, Denied> {
+    pub fn ask(self, worker: &Worker, end: End) -> Result<(Undecided, Admitted), Denied> {
         let Self {
             mut head,
             entered,
@@ -117,8 +117,47 @@ impl Gathering {
             body.clone(),
             started,
         )?;
+        let undecided = Undecided {
+            head,
+            credentials,
+            system_owned,
+            traced,
+            subset,
+            body,
+            end,
+        };
+        Ok((undecided, picker.admit(asked)))
+    }
+}
+
+/// A whole request that has no endpoint yet.
+pub(super) struct Undecided {
+    head: RequestHead,
+    credentials: Vec<&'static str>,
+    system_owned: Vec<&'static str>,
+    traced: Traced,
+    subset: Option<Subset>,
+    body: Bytes,
+    end: End,
+}
+
+impl Undecided {
+    /// Picks the endpoint.
+    ///
+    /// # Errors
+    /// [`Denied`]: what the client gets instead.
+    pub fn choose(self, worker: &Worker, asked: Asked) -> Result<Decided, Denied> {
+        let Self {
+            head,
+            credentials,
+            system_owned,
+            traced,
+            subset,
+            body,
+            end,
+        } = self;
         let inside = subset.map(|subset| move |address| subset.contains(address));
-        let choice = picker.choose(
+        let choice = worker.picker.choose(
             asked,
             &head.headers,
             &Wanted {

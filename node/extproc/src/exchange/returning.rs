@@ -6,10 +6,11 @@ use crate::modes::Modes;
 use crate::received::{all_headers, response_head};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
-use quorate_gateway::Passing;
+use quorate_gateway::{Denied, Passing};
 use quorate_proto::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use quorate_proto::envoy::service::ext_proc::v3::{HttpHeaders, HttpTrailers, ProcessingResponse};
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 
 /// Follows the response of one request; until its head comes, waits for it.
 pub(super) struct Returning {
@@ -18,6 +19,8 @@ pub(super) struct Returning {
     id: Option<HeaderValue>,
     /// Set on the response's head.
     set: Vec<(HeaderName, HeaderValue)>,
+    /// Its head has come.
+    begun: bool,
     over: bool,
 }
 
@@ -28,6 +31,7 @@ impl Returning {
             passing: Some(passing),
             id: Some(id),
             set,
+            begun: false,
             over: false,
         }
     }
@@ -38,8 +42,19 @@ impl Returning {
             passing: None,
             id: None,
             set: Vec::new(),
+            begun: false,
             over: false,
         }
+    }
+
+    /// Ready when the request has to give way: what the client gets. `None`: its response is under way, and only ends.
+    pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<Option<Denied>> {
+        let Some(passing) = &mut self.passing else {
+            return Poll::Pending;
+        };
+        let denied = std::task::ready!(passing.poll_revoked(cx));
+        self.passing = None;
+        Poll::Ready((!self.begun).then_some(denied))
     }
 
     /// The whole response has passed.
@@ -55,6 +70,7 @@ impl Returning {
         addresses: &Addresses,
         modes: Modes,
     ) -> ProcessingResponse {
+        self.begun = true;
         let (status, headers) = response_head(head.headers);
         let mut changes = Changes::default();
         if let Some(passing) = &mut self.passing {

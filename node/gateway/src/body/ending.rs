@@ -39,7 +39,7 @@ impl Broken {
 }
 
 /// Tells flow control what the request got, and gives its place back.
-pub(super) fn served(permit: Option<Permit>, usage: Usage) {
+pub(crate) fn served(permit: Option<Permit>, usage: Usage) {
     if let Some(permit) = permit {
         permit.served(usage.input.unwrap_or(0), usage.output.unwrap_or(0));
     }

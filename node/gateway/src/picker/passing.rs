@@ -1,13 +1,18 @@
 //! An engine's answer as it passes a proxy: looked into and measured piece by piece, with the reservation held until its end.
 
-use crate::body::{fail, grpc_failed, is_unavailable};
+use super::{Asked, Denied, denied};
+use crate::body::{fail, grpc_failed, is_unavailable, served};
 use crate::change::{Changer, Changes};
+use crate::error::Refusal;
 use crate::inspect::Inspect;
+use crate::metrics::dropped;
 use crate::observe::{End, Observation};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
-use quorate_routing::{Api, BreakerState, Endpoint, Failure, Reservation, now_ms};
+use quorate_routing::flow::{Outcome, Permit};
+use quorate_routing::{Api, BreakerState, Dialect, Endpoint, Failure, Reservation, now_ms};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// How often progress is noted on the endpoint at most.
@@ -24,7 +29,10 @@ pub struct Passing {
     among: Arc<[Arc<Endpoint>]>,
     /// Of the request: its API, and whether a stream was asked for.
     api: (Api, bool),
+    dialect: Dialect,
     changes: Changes,
+    /// Its place in the pool's flow control.
+    permit: Option<Permit>,
     changer: Option<Box<Changer>>,
     inspect: Inspect,
     grpc_failed: bool,
@@ -36,20 +44,20 @@ pub struct Passing {
 
 impl Passing {
     pub(super) fn new(
-        api: (Api, bool),
-        changes: Changes,
-        observation: Observation,
+        asked: Asked,
         reservation: Reservation,
         via: Option<Arc<Endpoint>>,
         among: Arc<[Arc<Endpoint>]>,
     ) -> Self {
         Self {
             reservation: Some(reservation),
-            observation: Some(observation),
+            observation: Some(asked.observation),
             via,
             among,
-            api,
-            changes,
+            api: (asked.info.api, asked.info.stream),
+            dialect: asked.dialect,
+            changes: asked.changes,
+            permit: asked.permit,
             changer: None,
             inspect: Inspect::Nothing,
             grpc_failed: false,
@@ -110,6 +118,25 @@ impl Passing {
         self.changer.is_some()
     }
 
+    /// Ready when the request has to give way to one of higher priority: what the client gets, if it has got nothing so far.
+    pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<Denied> {
+        let permit = self
+            .permit
+            .take_if(|permit| permit.poll_revoked(cx).is_ready());
+        if permit.is_none() {
+            return Poll::Pending;
+        }
+        let refusal = Refusal::Flow(Outcome::Revoked);
+        if let Some(reason) = refusal.dropped_reason() {
+            dropped(reason);
+        }
+        self.reservation = None;
+        if let Some(observation) = self.observation.take() {
+            observation.end(End::Error(refusal.metric_code()));
+        }
+        Poll::Ready(denied(&refusal, self.dialect))
+    }
+
     /// Trailers behind the answer; gives what of the answer was held back until here.
     pub fn trailers(&mut self, trailers: &HeaderMap) -> Bytes {
         self.grpc_failed |= grpc_failed(trailers);
@@ -157,6 +184,7 @@ impl Passing {
             reservation.succeeded();
         }
         let usage = self.inspect.usage();
+        served(self.permit.take(), usage.unwrap_or_default());
         let failed = self.inspect.has_failed() || self.grpc_failed;
         if let Some(mut observation) = self.observation.take() {
             if let Some(usage) = usage {
