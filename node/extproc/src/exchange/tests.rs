@@ -1,5 +1,6 @@
 //! Streams without a network: what is said for what comes, in which order, and that no reservation outlives its stream.
 
+mod flow;
 mod heads;
 mod talk;
 

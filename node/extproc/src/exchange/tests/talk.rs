@@ -12,7 +12,10 @@ use quorate_proto::envoy::service::ext_proc::v3::{
     CommonResponse, HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse,
     ProtocolConfiguration, body_mutation::Mutation,
 };
-use quorate_routing::{Endpoint, EndpointSpec, Health, PoolSpec, RoutingView, ServedModel, Target};
+use quorate_routing::flow::FlowControl;
+use quorate_routing::{
+    Endpoint, EndpointSpec, Health, PoolPolicy, PoolSpec, RoutingView, ServedModel, Target,
+};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -53,14 +56,26 @@ pub(super) struct World {
 }
 
 pub(super) fn world(count: u8, config: ExtProcConfig) -> World {
+    with_flow(count, config, None)
+}
+
+/// The same with flow control for its pool.
+pub(super) fn with_flow(count: u8, config: ExtProcConfig, flow: Option<Arc<FlowControl>>) -> World {
     let endpoints: Vec<_> = (1..=count)
         .map(|i| endpoint(&format!("e{i}"), &format!("10.0.0.{i}")))
         .collect();
-    let view = RoutingView::build([(
+    if let Some(flow) = &flow {
+        flow.observe(&endpoints);
+    }
+    let view = RoutingView::with_policies([(
         PoolSpec {
             name: "p".into(),
             ..Default::default()
         },
+        Arc::new(PoolPolicy {
+            flow,
+            ..PoolPolicy::default()
+        }),
         endpoints.clone(),
     )]);
     let view = Arc::new(arc_swap::ArcSwap::from_pointee(view));

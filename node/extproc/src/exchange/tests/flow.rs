@@ -1,0 +1,63 @@
+//! Requests that wait for their pool.
+
+use super::talk::*;
+use crate::config::ExtProcConfig;
+use quorate_routing::config::flow::{
+    BandConfig, ConcurrencyMode, FlowControlConfig, SaturationDetector,
+};
+use quorate_routing::flow::FlowControl;
+
+/// One request at a time, and one more may wait.
+fn one_at_a_time() -> World {
+    let band = BandConfig {
+        max_requests: 1,
+        ..BandConfig::default()
+    };
+    let config = FlowControlConfig {
+        default_band: band.clone(),
+        bands: vec![band],
+        saturation: SaturationDetector::Concurrency {
+            max_concurrency: 1,
+            max_token_concurrency: 1_000_000,
+            mode: ConcurrencyMode::Requests,
+            headroom: 0.0,
+        },
+        ..FlowControlConfig::default()
+    };
+    with_flow(
+        1,
+        ExtProcConfig::default(),
+        Some(FlowControl::new("p", config)),
+    )
+}
+
+#[tokio::test]
+async fn the_next_goes_when_the_one_before_has_ended_and_the_rest_are_told() {
+    let world = one_at_a_time();
+    let mut first = world.open();
+    assert_eq!(lb(&first.request(CHAT, BODY)[0]), "10.0.0.1:8000");
+    let mut second = world.open();
+    assert!(second.request(CHAT, BODY).is_empty(), "it waits");
+    let third = world.open().refused(CHAT, BODY);
+    assert_eq!(code(&third), 429);
+    assert_eq!(
+        set(&third.headers.unwrap(), "x-llm-d-request-dropped-reason").as_deref(),
+        Some("rejected-saturated")
+    );
+    assert_eq!(world.in_flight(), [1]);
+    first.send(response_head("200", "text/plain", true));
+    assert_eq!(first.said().len(), 1);
+    assert_eq!(lb(&second.said()[0]), "10.0.0.1:8000");
+    assert_eq!(world.in_flight(), [1]);
+
+    // One that is given up while it waits leaves the queue, and makes room in it.
+    let mut fourth = world.open();
+    assert!(fourth.request(CHAT, BODY).is_empty());
+    drop(fourth);
+    let mut fifth = world.open();
+    assert!(fifth.request(CHAT, BODY).is_empty());
+    drop(second);
+    assert_eq!(lb(&fifth.said()[0]), "10.0.0.1:8000");
+    drop(fifth);
+    assert_eq!(world.in_flight(), [0]);
+}
