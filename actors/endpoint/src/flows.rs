@@ -6,6 +6,7 @@ mod message;
 
 use crate::shared::Shared;
 use parking_lot::Mutex;
+use prost::Message as _;
 use quorate_proto::peer::v1::FlowMessage;
 use quorate_routing::flow::FlowControl;
 use quorate_routing::flow::share::PoolShare;
@@ -19,8 +20,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 const TICK: Duration = Duration::from_millis(25);
 /// Messages to a peer that wait to be sent; beyond it the peer does not read, and its stream will end.
 const MOST_MAIL: usize = 10_000;
-/// Messages in one update of the stream.
-const CHUNK: usize = 64;
+/// Bytes of messages in one update of the stream; a single message may be longer.
+const BUNDLE: usize = 1 << 20;
 
 /// What waits to be sent to one peer.
 #[derive(Default)]
@@ -35,17 +36,21 @@ impl Mail {
         self.wake.notified().await;
     }
 
-    /// Takes all of it, in order, a few to a bundle.
+    /// Takes all of it, in order, in bundles far below the transport's limit.
     pub fn take(&self) -> Vec<Vec<FlowMessage>> {
-        let mut all = std::mem::take(&mut *self.messages.lock());
-        let mut bundles = Vec::new();
-        while all.len() > CHUNK {
-            let rest = all.split_off(CHUNK);
-            bundles.push(std::mem::replace(&mut all, rest));
+        let all = std::mem::take(&mut *self.messages.lock());
+        let (mut bundles, mut size) = (vec![Vec::new()], 0);
+        for message in all {
+            size += message.encoded_len();
+            if size > BUNDLE {
+                bundles.push(Vec::new());
+                size = message.encoded_len();
+            }
+            if let Some(last) = bundles.last_mut() {
+                last.push(message);
+            }
         }
-        if !all.is_empty() {
-            bundles.push(all);
-        }
+        bundles.retain(|b| !b.is_empty());
         bundles
     }
 

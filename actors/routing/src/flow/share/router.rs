@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 /// A router that has nothing to say says so this often (µs).
 const REMIND: u64 = 200_000;
+/// Waiting requests in one message take about this many bytes at most, each of them this many and its fairness id.
+const MOST_BYTES: usize = 256 << 10;
+const ENTRY: usize = 48;
 
 impl FlowControl {
     /// From now on this router shares the pool's limit with others: a conversation with the dispatcher begins anew.
@@ -54,34 +57,38 @@ impl FlowControl {
             return None;
         }
         member.told = now;
-        let waiting = if member.first {
-            member.unsaid.clear();
-            let all = core.queue.bands().iter();
-            all.flat_map(|band| {
-                band.iter()
-                    .map(|(flow, _, item)| waiting(band.priority(), flow, item, now))
-            })
-            .collect()
-        } else {
-            let unsaid = std::mem::take(&mut member.unsaid);
-            let known = unsaid.into_iter().filter_map(|id| {
-                let ticket = core.places.get(id)?;
-                let item = core.queue.get(ticket)?;
-                Some(waiting(ticket.priority, &ticket.flow, item, now))
-            });
-            known.collect()
-        };
+        if member.first {
+            let all = core.queue.bands().iter().flat_map(|band| band.iter());
+            member.unsaid = all.map(|(_, _, item)| item.value.id).collect();
+        }
+        let mut said = Vec::new();
+        let mut size = 0;
+        // A long queue takes several messages.
+        while size < MOST_BYTES
+            && let Some(id) = member.unsaid.pop_first()
+        {
+            let known = core.places.get(id);
+            if let Some((ticket, item)) = known.and_then(|t| Some((t, core.queue.get(t)?))) {
+                size += ENTRY + ticket.flow.len();
+                said.push(waiting(ticket.priority, &ticket.flow, item, now));
+            }
+        }
+        let more = !member.unsaid.is_empty();
         let in_flight = self.ledger.load();
-        Some(Demand {
+        let demand = Demand {
             session: member.session,
             first: std::mem::take(&mut member.first),
             acked: member.acked,
             in_flight,
             held: in_flight.max(member.standing.unwrap_or_default()),
-            waiting,
+            waiting: said,
             gone: std::mem::take(&mut member.gone),
             served: std::mem::take(&mut member.served).into_iter().collect(),
-        })
+        };
+        if more {
+            self.mark_dirty();
+        }
+        Some(demand)
     }
 
     /// The dispatcher's word. False: it is not of this router's session.

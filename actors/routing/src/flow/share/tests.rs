@@ -345,3 +345,24 @@ fn a_router_that_the_dispatcher_does_not_answer_goes_on_with_its_even_share() {
     let alone = sim.nodes[&3].share.flow().status().in_flight.requests;
     assert_eq!(alone, LIMIT / 3);
 }
+
+#[test]
+fn a_long_queue_is_told_in_several_messages_and_completely() {
+    let mut sim = Sim::new(2, 3);
+    let flow = Arc::clone(sim.nodes[&2].share.flow());
+    for i in 0..20_000 {
+        sim.ask(2, i % 7, 0);
+    }
+    let (mut told, mut messages) = (BTreeSet::new(), 0);
+    while told.len() < 20_000 {
+        let demand = flow.take_demand().unwrap();
+        assert_eq!(demand.first, messages == 0);
+        messages += 1;
+        let before = told.len();
+        told.extend(demand.waiting.iter().map(|w| w.id));
+        assert_eq!(told.len(), before + demand.waiting.len(), "each once");
+        assert!(demand.waiting.len() < 10_000);
+    }
+    assert!(messages > 2);
+    assert!(flow.take_demand().is_none());
+}
