@@ -32,6 +32,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         .context("cannot install the metrics recorder")?;
     quorate_gateway::describe();
     quorate_endpoint::describe_metrics();
+    quorate_routing::flow::describe_metrics();
     quorate_extproc::describe();
     metrics::gauge!("quorate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)

@@ -193,13 +193,16 @@ fn a_newer_schema_is_named() {
     write_state(&mut bytes, &newer, &state()).unwrap();
     assert!(matches!(
         read_state(&*bytes, CONTROL),
-        Err(SnapshotError::NewerSchema { found: 2, known: 1 })
+        Err(SnapshotError::NewerSchema { found, known: SCHEMA }) if found == SCHEMA + 1
     ));
     let mut bytes = written(&state());
     bytes[MAGIC.len()] = 9;
     assert!(matches!(
         read_state(&*bytes, CONTROL),
-        Err(SnapshotError::NewerSchema { found: 9, known: 1 })
+        Err(SnapshotError::NewerSchema {
+            found: 9,
+            known: SCHEMA
+        })
     ));
 }
 

@@ -122,7 +122,7 @@ fn kinds_come_in_the_order_of_their_references() {
     let kinds: Vec<_> = (0..5)
         .map(|_| expect(&mut watch).resource.unwrap().kind())
         .collect();
-    assert_eq!(kinds, crate::state::KINDS);
+    assert_eq!(kinds, crate::state::KINDS[..5]);
 }
 
 #[test]
