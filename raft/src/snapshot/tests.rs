@@ -201,7 +201,7 @@ fn a_newer_schema_is_named() {
         read_state(&*bytes, CONTROL),
         Err(SnapshotError::NewerSchema {
             found: 9,
-            known: SCHEMA
+            known: FORMAT
         })
     ));
 }

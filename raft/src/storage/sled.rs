@@ -10,7 +10,11 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use super::{
     StorageError,
@@ -18,12 +22,19 @@ use super::{
 };
 use crate::options::Durability;
 
+/// How long another holder of the database may take to let go of it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// sled's page cache; the log itself is kept in memory, so this only serves segment clean-up.
 const CACHE_BYTES: u64 = 32 << 20;
 
+/// sled's lock between batches and everything else is one for all databases of the process: a batch that waits for it keeps the
+/// periodic flushers of all of them out, and a flush holds it while it may wait for its own flusher. Two databases could so wait
+/// for each other for ever; hence only one of them writes at a time. A router has one.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// A sled tree whose commits survive a power cut.
 pub(crate) struct DurableTree {
-    db: sled::Db,
+    db: OneAtATime,
     /// A second descriptor of `<dir>/db`.
     file: File,
     dir: PathBuf,
@@ -40,8 +51,19 @@ impl DurableTree {
             .flush_every_ms(Some(500))
             .use_compression(false)
             .print_profile_on_drop(false);
-        // Damage that sled does not expect makes it panic while it recovers.
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        // Damage that sled does not expect makes it panic while it recovers. A database that was closed a moment ago may still be
+        // locked: sled's threads let go of it last.
+        let begun = Instant::now();
+        let opened = loop {
+            match catch_unwind(AssertUnwindSafe(|| config.open())) {
+                Ok(Err(sled::Error::Io(error)))
+                    if is_locked(&error) && begun.elapsed() < LOCK_PATIENCE =>
+                {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                opened => break opened,
+            }
+        };
         let db = match opened {
             Ok(Ok(db)) => db,
             Ok(Err(sled::Error::Io(error))) => return Err(StorageError::io(dir, error)),
@@ -76,11 +98,34 @@ impl DurableTree {
             sync_dir(parent)?;
         }
         Ok(Self {
-            db,
+            db: OneAtATime(Some(db)),
             file,
             dir: dir.to_owned(),
             durability,
         })
+    }
+}
+
+/// sled keeps only the text of the reason.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
+}
+
+/// A database that is closed, and thereby flushed, when it is its turn.
+struct OneAtATime(Option<sled::Db>);
+
+impl OneAtATime {
+    fn get(&self) -> io::Result<&sled::Db> {
+        self.0
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the database is closed"))
+    }
+}
+
+impl Drop for OneAtATime {
+    fn drop(&mut self) {
+        let _turn = TURN.lock();
+        drop(self.0.take());
     }
 }
 
@@ -113,10 +158,12 @@ impl Backend for DurableTree {
             }
         }
         // A full disk makes some of sled's paths panic instead of returning an error.
+        let db = self.db.get()?;
         let written = catch_unwind(AssertUnwindSafe(|| -> io::Result<()> {
-            self.db.apply_batch(batch).map_err(to_io)?;
+            let _turn = TURN.lock();
+            db.apply_batch(batch).map_err(to_io)?;
             if sync {
-                self.db.flush().map_err(to_io)?;
+                db.flush().map_err(to_io)?;
             }
             Ok(())
         }));
@@ -131,8 +178,9 @@ impl Backend for DurableTree {
     }
 
     fn scan(&self, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
+        let db = self.db.get()?;
         let scanned = catch_unwind(AssertUnwindSafe(|| -> io::Result<()> {
-            for pair in self.db.iter() {
+            for pair in db.iter() {
                 let (key, value) = pair.map_err(to_io)?;
                 if !visit(&key, &value) {
                     break;

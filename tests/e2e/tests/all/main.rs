@@ -9,6 +9,7 @@ mod discovery;
 mod endpoints;
 mod envoy;
 mod failover;
+mod flow_control;
 mod malformed_control;
 mod malformed_http;
 mod membership;
