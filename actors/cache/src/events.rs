@@ -1,0 +1,1 @@
+//! KV-cache events of all engines in one model.

@@ -1,0 +1,16 @@
+//! Where KV-cache blocks lie: the events that engines publish, the hashes by which they name blocks, and the prefix index.
+//!
+//! `link` holds one connection to each engine's event stream and puts its batches in order: gaps are replayed, a stream
+//! that starts again is a new incarnation. `events` decodes what comes out, whatever engine and version wrote it, into one
+//! model. `hash` computes block hashes as the engines do, so that a prompt can be looked up before any engine has seen it.
+//! `tier` names the places where blocks lie.
+//!
+//! The rules here take plain values and return plain values; only `link` opens sockets. What an engine sends is untrusted:
+//! it can make the map colder, it cannot make it grow without bound or end the process.
+
+pub mod events;
+pub mod hash;
+pub mod link;
+pub mod tier;
+
+pub use tier::Tier;
