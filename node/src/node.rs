@@ -132,6 +132,7 @@ impl Node {
             instance: cluster.instance().to_owned(),
             cluster_id: cluster.cluster_id().to_owned(),
             region: config.node.region.as_str().into(),
+            check_caller: wiring::check_caller(cluster),
             declared: wiring::declared(cluster),
             peers: peers.clone(),
             view: Arc::clone(&view),
@@ -306,9 +307,12 @@ fn authenticator(
         node_id: cluster.node_id(),
         start_id: fastrand::u64(1..),
     };
-    doors
-        .usage
-        .open(me.clone(), Arc::clone(&authenticator), stop.clone());
+    doors.usage.open(
+        me.clone(),
+        wiring::check_caller(cluster),
+        Arc::clone(&authenticator),
+        stop.clone(),
+    );
     usage::tell(me, Arc::clone(&authenticator), peers, stop.clone());
     if let Some(jwt) = &config.auth.jwt {
         jwks::follow(jwt, Arc::clone(&authenticator), stop.clone())?;

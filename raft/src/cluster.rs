@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use crate::{
     error::{ChangeError, Error, ProposeError, ReadError},
     group::{Applied, ClusterStatus, Freshness, Group, Members, Proposer, Reader},
-    network::Lane,
+    network::{Admission, Lane, caller_of},
     options::{Options, Timing},
     start,
     state::ControlView,
@@ -101,6 +101,7 @@ pub struct Cluster {
 
 pub(crate) struct Inner {
     pub(crate) group: Arc<Group>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) proposer: Proposer,
     pub(crate) reader: Reader,
     pub(crate) freshness: Freshness,
@@ -382,6 +383,21 @@ impl Cluster {
         let peers = &self.inner.group.peers;
         let peer = peers.get(node_id)?;
         peers.channel(&peer, Lane::Data).ok()
+    }
+
+    /// Whether a call on the peer listener may speak for a node, by the same check as consensus makes: the node was not
+    /// removed, and with mutual TLS the caller's certificate names it. `call` is the request's extensions. For
+    /// [`Options::extra_services`].
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub fn check_caller(
+        &self,
+        node_id: u64,
+        call: &tonic::Extensions,
+    ) -> Result<(), tonic::Status> {
+        let caller = caller_of(call);
+        self.inner.admission.check_node(node_id, caller.as_ref())
     }
 
     /// Waits until the node has stopped or has to, and says why. After anything but [`StopReason::Shutdown`] the process

@@ -229,8 +229,9 @@ async fn launch(
 
     // The listener answers hellos from here on, so that peers that are asked below can see that this is the only process.
     let running = Arc::new(OnceLock::new());
+    let admission = Arc::new(Admission::new(Arc::clone(&local), Arc::clone(&published)));
     let service = RaftServer::new(RaftService {
-        admission: Arc::new(Admission::new(Arc::clone(&local), Arc::clone(&published))),
+        admission: Arc::clone(&admission),
         peers: Arc::clone(&peers),
         snapshots: Arc::clone(&snapshots),
         group: Arc::clone(&running),
@@ -305,6 +306,7 @@ async fn launch(
             freshness: Freshness::spawn(Arc::clone(&group), stop.clone()),
             propose_timeout: options.propose_timeout,
             group: Arc::clone(&group),
+            admission,
             stop: stop.clone(),
             tasks: tasks.clone(),
             stopped: stopped.clone(),

@@ -11,6 +11,9 @@ use std::{
     time::Duration,
 };
 
+use quorate_proto::peer::v1::usage_exchange_client::UsageExchangeClient;
+use quorate_proto::peer::v1::usage_exchange_server::{UsageExchange, UsageExchangeServer};
+use quorate_proto::peer::v1::{UsageAck, UsageReport};
 use quorate_raft::{Error, Options, PeerTls, Start, StopReason, StorageError, Timing};
 use support::*;
 
@@ -271,6 +274,72 @@ fn nodes_with_certificates_form_a_cluster() {
         node.put("x", "1").unwrap();
     }
     fleet.check_equal();
+}
+
+/// A service beside consensus that answers by the check that consensus makes.
+#[derive(Clone, Default)]
+struct Beside(Arc<std::sync::OnceLock<quorate_raft::Cluster>>);
+
+#[tonic::async_trait]
+impl UsageExchange for Beside {
+    async fn share(
+        &self,
+        request: tonic::Request<UsageReport>,
+    ) -> Result<tonic::Response<UsageAck>, tonic::Status> {
+        let cluster = self.0.get().expect("the cluster is set before calls");
+        let (_, call, report) = request.into_parts();
+        cluster.check_caller(report.node_id, &call)?;
+        Ok(tonic::Response::new(UsageAck { node_id: 1 }))
+    }
+}
+
+#[test]
+fn further_services_know_who_calls() {
+    let certs = tempfile::tempdir().unwrap();
+    let authority = Arc::new(Authority::new(certs.path()));
+    let beside = Beside::default();
+    let tweak = {
+        let (tls, beside) = (with_tls(&authority), beside.clone());
+        Arc::new(move |options: &mut Options| {
+            tls(options);
+            let server = UsageExchangeServer::new(beside.clone());
+            options.extra_services = Some(tonic::service::Routes::new(server));
+        })
+    };
+    let fleet = Fleet::with(3, tweak);
+    let [first, second, third] = &fleet.nodes[..] else {
+        panic!("three nodes were asked for")
+    };
+    let _ = beside.0.set(first.cluster.clone());
+    // All that the first node must know before it can tell.
+    until("the nodes are registered", || {
+        let view = first.cluster.view();
+        let mut nodes = fleet.nodes.iter();
+        nodes
+            .all(|node| view.node_by_id(node.id()).is_some())
+            .then_some(())
+    });
+    let ask = |from: &support::Node, as_node: u64| {
+        let report = UsageReport {
+            node_id: as_node,
+            ..UsageReport::default()
+        };
+        let answer = from.block_on(async {
+            let channel = from.cluster.peer_channel(first.id()).unwrap();
+            UsageExchangeClient::new(channel).share(report).await
+        });
+        answer
+            .map(|_| ())
+            .map_err(|status| status.message().to_owned())
+    };
+    ask(second, second.id()).unwrap();
+    ask(third, third.id()).unwrap();
+    let why = ask(third, second.id()).unwrap_err();
+    assert!(why.contains("node-3") && why.contains("node-2"), "{why}");
+    let removed = second.id();
+    first.block_on(first.cluster.remove(removed)).unwrap();
+    let why = ask(third, removed).unwrap_err();
+    assert!(why.contains("removed"), "{why}");
 }
 
 #[test]

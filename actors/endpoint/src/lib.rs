@@ -38,4 +38,4 @@ pub use gauges::{BUCKETS, describe as describe_metrics};
 pub use http::{Client as PageClient, FetchError, Limits as PageLimits, Page};
 pub use ownership::LiveNodes;
 pub use plane::MESSAGE_LIMIT;
-pub use plane::{EndpointPlane, PlaneHandle, PlaneOptions, StartError};
+pub use plane::{CheckCaller, EndpointPlane, PlaneHandle, PlaneOptions, StartError};

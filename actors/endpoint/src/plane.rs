@@ -28,9 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Events kept for a slow listener.
 const EVENTS: usize = 256;
-/// Largest message that a peer may send, in bytes.
 /// Longest message of the load exchange, in bytes.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
+
+/// Tells from a call's extensions whether its caller may speak for the node with this id; else what to answer.
+pub type CheckCaller =
+    Arc<dyn Fn(u64, &tonic::Extensions) -> Result<(), tonic::Status> + Send + Sync>;
 
 /// What a plane needs to know.
 pub struct PlaneOptions {
@@ -42,6 +45,8 @@ pub struct PlaneOptions {
     pub cluster_id: String,
     /// Its region.
     pub region: Arc<str>,
+    /// Whether a call on the peer listener may speak for a node.
+    pub check_caller: CheckCaller,
     /// The declared pools and endpoints, from the replicated state.
     pub declared: watch::Receiver<Declared>,
     /// All other known nodes, alive or not, of all regions.
@@ -82,6 +87,7 @@ impl EndpointPlane {
         let shared = Arc::new(Shared {
             origin,
             cluster_id: options.cluster_id,
+            check_caller: options.check_caller,
             timing: options.timing,
             tls: options.tls,
             view: options.view,

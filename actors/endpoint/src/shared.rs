@@ -11,6 +11,7 @@ use crate::exchange::{Key, Report, Timing};
 use crate::flows::Flows;
 use crate::mailbox::Mailbox;
 use crate::ownership::LiveNodes;
+use crate::plane::CheckCaller;
 use crate::scheduling::Policies;
 use crate::signals::Signals;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -136,6 +137,8 @@ pub struct Shared {
     pub origin: Origin,
     /// The cluster it belongs to; streams of another one are refused.
     pub cluster_id: String,
+    /// Whether a call may speak for a node.
+    pub check_caller: CheckCaller,
     /// Paces of the exchange.
     pub timing: Timing,
     /// TLS towards https engines.

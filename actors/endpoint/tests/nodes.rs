@@ -12,6 +12,7 @@ use quorate_proto::peer::v1::{InFlight, LoadHello, LoadUpdate};
 use quorate_proto::v1::{HealthPolicy, PoolSpec};
 use quorate_routing::{Failure, now_ms};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::cluster::{Config, Node, Peers, State, config};
 use support::engine::Engine;
@@ -349,6 +350,41 @@ async fn a_silent_node_is_dead_and_strangers_are_refused() {
         "{event:?}"
     );
     assert_eq!(node.live(), [1]);
+}
+
+/// What the check says is the answer, and nothing that the stream says is taken, the caller's own id included.
+#[tokio::test]
+async fn a_caller_speaks_for_its_own_node_only() {
+    let (state, _engine) = fleet().await;
+    let check = |node_id: u64, _: &tonic::Extensions| match node_id {
+        7 => Ok(()),
+        other => Err(tonic::Status::permission_denied(format!(
+            "the certificate is that of node 7, not of {other}"
+        ))),
+    };
+    let node = Node::start_with(
+        Config {
+            check_caller: Arc::new(check),
+            ..config(1)
+        },
+        &state,
+        &Peers::default(),
+    )
+    .await;
+    let mut events = node.plane.events();
+    for id in [1, 8] {
+        let refused = stranger(&node, "c", id, 70).await.err().unwrap();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+        assert!(refused.message().contains("node 7"), "{refused}");
+    }
+    let _own = stranger(&node, "c", 7, 70).await.unwrap();
+    until("the one that may speak is alive", || node.live() == [1, 7]).await;
+    while let Ok(event) = events.try_recv() {
+        assert!(
+            !matches!(event, PlaneEvent::NodeIdUsedTwice { .. }),
+            "a forged id raises the alarm about a doubled one: {event:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Totals are sent, not differences: a report that got lost is made good by the next one, and one that came twice changes
 //! nothing.
 
-use quorate_endpoint::Peer;
+use quorate_endpoint::{CheckCaller, Peer};
 use quorate_proto::peer::v1::usage_exchange_client::UsageExchangeClient;
 use quorate_proto::peer::v1::usage_exchange_server::{UsageExchange, UsageExchangeServer};
 use quorate_proto::peer::v1::{BudgetUse, UsageAck, UsageReport};
@@ -41,6 +41,7 @@ pub struct UsageReceiver(Arc<OnceLock<Door>>);
 
 struct Door {
     me: Me,
+    check_caller: CheckCaller,
     authenticator: Arc<Authenticator>,
     /// When each origin was heard of last.
     heard: Mutex<HashMap<u64, u64>>,
@@ -53,9 +54,16 @@ impl UsageReceiver {
     }
 
     /// From here on reports are taken, and silent nodes forgotten until `stop`.
-    pub fn open(&self, me: Me, authenticator: Arc<Authenticator>, stop: CancellationToken) {
+    pub fn open(
+        &self,
+        me: Me,
+        check_caller: CheckCaller,
+        authenticator: Arc<Authenticator>,
+        stop: CancellationToken,
+    ) {
         let door = Door {
             me,
+            check_caller,
             authenticator,
             heard: Mutex::default(),
         };
@@ -122,10 +130,11 @@ impl UsageExchange for UsageReceiver {
         let Some(door) = self.0.get() else {
             return Err(Status::unavailable("this node is still joining"));
         };
-        let report = request.into_inner();
+        let (_, call, report) = request.into_parts();
         if report.cluster_id != door.me.cluster_id {
             return Err(Status::failed_precondition("another cluster"));
         }
+        (door.check_caller)(report.node_id, &call)?;
         if report.uses.len() > MAX_USES {
             return Err(Status::invalid_argument("too many budgets in one report"));
         }
@@ -246,6 +255,7 @@ mod tests {
                 node_id: 1,
                 start_id: 10,
             },
+            check_caller: Arc::new(|_, _| Ok(())),
             authenticator,
             heard: Mutex::default(),
         }

@@ -1,7 +1,7 @@
 //! From the replicated view to the endpoint plane: what is declared, and which other nodes there are.
 
 use futures_util::FutureExt;
-use quorate_endpoint::{Declared, Peer};
+use quorate_endpoint::{CheckCaller, Declared, Peer};
 use quorate_proto::v1::{Kind, Resource};
 use quorate_raft::Cluster;
 use quorate_raft::watch::{WatchEventType, WatchFilter};
@@ -13,6 +13,12 @@ use tokio::sync::watch;
 const GATHER: Duration = Duration::from_millis(2);
 /// How often reachability and addresses of peers are looked at besides changes of the view.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Who may call the further services on the peer listener in which node's name: as consensus has it.
+pub fn check_caller(cluster: &Cluster) -> CheckCaller {
+    let cluster = cluster.clone();
+    Arc::new(move |node_id, call| cluster.check_caller(node_id, call))
+}
 
 /// Pools and endpoints as declared, and how the pools schedule. Follows the view until the cluster or the receiver is gone; writes of other kinds cost it
 /// nothing.

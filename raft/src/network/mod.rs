@@ -16,6 +16,7 @@ pub(crate) use client::{Network, header};
 pub(crate) use listener::serve;
 pub(crate) use peers::{Lane, Peer, Peers, dial};
 pub(crate) use server::RaftService;
+pub(crate) use stream::caller_of;
 pub use tls::NODE_URI_PREFIX;
 pub(crate) use tls::Tls;
 

@@ -21,7 +21,12 @@ use quorate_proto::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Admission, Lane, Peers, client::header, refuse, snapshot_receiver, stream::Caller};
+use super::{
+    Admission, Lane, Peers,
+    client::header,
+    refuse, snapshot_receiver,
+    stream::{Caller, caller_of},
+};
 use crate::{
     group::{Group, NotAccepted, WriteError},
     snapshots::Snapshots,
@@ -47,7 +52,7 @@ pub(crate) struct RaftService {
 }
 
 fn caller<T>(request: &Request<T>) -> Option<Caller> {
-    request.extensions().get::<Caller>().cloned()
+    caller_of(request.extensions())
 }
 
 fn malformed(error: Malformed) -> Status {

@@ -20,6 +20,11 @@ pub(crate) struct Caller {
     pub(crate) name: Option<String>,
 }
 
+/// Who made a call, as the listener noted it.
+pub(crate) fn caller_of(call: &tonic::Extensions) -> Option<Caller> {
+    call.get::<Caller>().cloned()
+}
+
 /// An open connection.
 pub(crate) struct PeerStream {
     transport: Transport,

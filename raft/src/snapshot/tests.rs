@@ -191,10 +191,20 @@ fn a_newer_schema_is_named() {
         ..header("c1", "control", 1, 1, &[])
     };
     write_state(&mut bytes, &newer, &state()).unwrap();
+    let error = read_state(&*bytes, CONTROL).unwrap_err();
     assert!(matches!(
-        read_state(&*bytes, CONTROL),
-        Err(SnapshotError::NewerSchema { found, known: SCHEMA }) if found == SCHEMA + 1
+        error,
+        SnapshotError::NewerSchema { found, known: SCHEMA } if found == SCHEMA + 1
     ));
+    // What an operator reads who runs an older build beside a newer one.
+    let said = error.to_string();
+    for part in [
+        format!("newer schema ({})", SCHEMA + 1),
+        format!("knows ({SCHEMA})"),
+        "run a newer build".to_owned(),
+    ] {
+        assert!(said.contains(&part), "{said}");
+    }
     let mut bytes = written(&state());
     bytes[MAGIC.len()] = 9;
     assert!(matches!(

@@ -31,7 +31,7 @@ impl LoadService {
     }
 
     /// Who opens the stream, if it may.
-    fn welcome(&self, first: &LoadUpdate) -> Result<Origin, Status> {
+    fn welcome(&self, first: &LoadUpdate, call: &tonic::Extensions) -> Result<Origin, Status> {
         let hello = first.hello.as_ref().ok_or_else(|| {
             Status::invalid_argument("the first message of a stream must carry hello")
         })?;
@@ -42,6 +42,11 @@ impl LoadService {
                 self.shared.cluster_id, hello.cluster_id
             )));
         }
+        // Before anything is done for it: counts, ownership and the alarm about a doubled node id are for nodes of this cluster
+        // in their own name.
+        (self.shared.check_caller)(hello.node_id, call).inspect_err(|refusal| {
+            tracing::warn!(node_id = hello.node_id, %refusal, "load reports of a node are refused");
+        })?;
         if hello.node_id == own.node_id {
             if hello.start_id != own.start_id {
                 tracing::error!(
@@ -76,12 +81,12 @@ impl LoadExchange for LoadService {
         &self,
         request: Request<Streaming<LoadUpdate>>,
     ) -> Result<Response<Self::ReportStream>, Status> {
-        let mut updates = request.into_inner();
+        let (_, call, mut updates) = request.into_parts();
         let first = tokio::time::timeout(HELLO, updates.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello"))??
             .ok_or_else(|| Status::invalid_argument("the stream ended before hello"))?;
-        let origin = self.welcome(&first)?;
+        let origin = self.welcome(&first, &call)?;
         let pace = if origin.region == self.shared.origin.region {
             self.shared.timing.near
         } else {

@@ -3,8 +3,8 @@
 
 use arc_swap::ArcSwap;
 use quorate_endpoint::{
-    Declare, DeclareError, Declared, DiscoveryOp, EndpointPlane, Peer, PlaneHandle, PlaneOptions,
-    Timing,
+    CheckCaller, Declare, DeclareError, Declared, DiscoveryOp, EndpointPlane, Peer, PlaneHandle,
+    PlaneOptions, Timing,
 };
 use quorate_proto::v1::{self, resource::Spec};
 use quorate_routing::{Endpoint, RoutingView, SharedView};
@@ -164,6 +164,7 @@ pub struct Config<'a> {
     pub cluster: &'a str,
     pub instance: &'a str,
     pub timing: Timing,
+    pub check_caller: CheckCaller,
 }
 
 pub fn config(id: u64) -> Config<'static> {
@@ -173,6 +174,7 @@ pub fn config(id: u64) -> Config<'static> {
         cluster: "c",
         instance: "i",
         timing: Timing::default(),
+        check_caller: Arc::new(|_, _| Ok(())),
     }
 }
 
@@ -197,6 +199,7 @@ impl Node {
             instance: config.instance.into(),
             cluster_id: config.cluster.into(),
             region: config.region.into(),
+            check_caller: config.check_caller,
             declared: state.declared.subscribe(),
             peers: peers.0.subscribe(),
             view: Arc::clone(&view),
