@@ -165,20 +165,45 @@ pub(super) fn looks_like_jwt(shown: &str) -> bool {
     shown.starts_with("eyJ") && shown.bytes().filter(|b| *b == b'.').count() == 2
 }
 
-/// What a good token says.
+/// What a good token says, and how long it is good.
+#[derive(Debug)]
 pub(super) struct Claims {
     pub tenant: String,
     pub flow: Option<String>,
+    /// Unix seconds, differences of clocks allowed for: good from the first on, until before the second.
+    valid: (u64, u64),
 }
 
+impl Claims {
+    #[cfg(test)]
+    pub fn of_tenant(tenant: &str, from: u64, until: u64) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            flow: None,
+            valid: (from, until),
+        }
+    }
+
+    /// Checks the time only.
+    pub fn check_time(&self, now_unix_ms: u64) -> Result<(), JwtError> {
+        let (from, until) = self.valid;
+        let now = now_unix_ms / 1000;
+        if now >= until {
+            Err(JwtError::Expired)
+        } else if now < from {
+            Err(JwtError::NotYet)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Checks a token of at most [`MAX_TOKEN`] bytes.
 pub(super) fn verify(
     token: &str,
     verifier: &Verifier,
     now_unix_ms: u64,
 ) -> Result<Claims, JwtError> {
-    if token.len() > MAX_TOKEN {
-        return Err(JwtError::Malformed);
-    }
     let header = jsonwebtoken::decode_header(token).map_err(|_| JwtError::Malformed)?;
     if !matches!(
         header.alg,
@@ -210,10 +235,14 @@ pub(super) fn verify(
             }
         }
     }
-    check(&result?, &verifier.rules, now_unix_ms / 1000)
+    read(&result?, &verifier.rules, now_unix_ms)
 }
 
-fn check(claims: &Map<String, Value>, rules: &JwtRules, now: u64) -> Result<Claims, JwtError> {
+fn read(
+    claims: &Map<String, Value>,
+    rules: &JwtRules,
+    now_unix_ms: u64,
+) -> Result<Claims, JwtError> {
     let time = |name: &str| match claims.get(name) {
         None => Ok(None),
         // A NumericDate may have a fraction.
@@ -222,12 +251,8 @@ fn check(claims: &Map<String, Value>, rules: &JwtRules, now: u64) -> Result<Clai
             _ => Err(JwtError::Malformed),
         },
     };
-    if time("exp")?.is_none_or(|end| end.saturating_add(LEEWAY_SECS) <= now) {
-        return Err(JwtError::Expired);
-    }
-    if time("nbf")?.is_some_and(|begin| begin > now.saturating_add(LEEWAY_SECS)) {
-        return Err(JwtError::NotYet);
-    }
+    let until = time("exp")?.ok_or(JwtError::Expired)?;
+    let from = time("nbf")?.unwrap_or(0);
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
     if let Some(issuer) = &rules.issuer
         && text("iss") != Some(issuer)
@@ -253,7 +278,11 @@ fn check(claims: &Map<String, Value>, rules: &JwtRules, now: u64) -> Result<Clai
             (1..=MAX_CLAIM).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic())
         })
     };
-    Ok(Claims {
+    let claims = Claims {
+        valid: (
+            from.saturating_sub(LEEWAY_SECS),
+            until.saturating_add(LEEWAY_SECS),
+        ),
         tenant: short(&rules.tenant_claim)
             .ok_or(JwtError::NoTenant)?
             .to_owned(),
@@ -262,5 +291,7 @@ fn check(claims: &Map<String, Value>, rules: &JwtRules, now: u64) -> Result<Clai
             .as_deref()
             .and_then(short)
             .map(str::to_owned),
-    })
+    };
+    claims.check_time(now_unix_ms)?;
+    Ok(claims)
 }

@@ -12,6 +12,7 @@ mod budget;
 mod caller;
 mod jwt;
 mod table;
+mod verified;
 
 #[cfg(test)]
 mod tests;

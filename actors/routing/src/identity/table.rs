@@ -2,7 +2,8 @@
 
 use super::budget::{Budget, Limits};
 use super::caller::{Caller, Grant};
-use super::jwt::{Jwks, JwtError, JwtRules, looks_like_jwt, verify};
+use super::jwt::{Claims, Jwks, JwtError, JwtRules, MAX_TOKEN, looks_like_jwt, verify};
+use super::verified::Verified;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -236,13 +237,16 @@ impl IdentityTable {
         })
     }
 
-    fn by_tenant(&self, tenant: &str) -> Result<Caller, Denied> {
-        match self.tenants.get(tenant) {
+    fn by_claims(&self, claims: &Claims) -> Result<Caller, Denied> {
+        match self.tenants.get(&claims.tenant) {
             None => Err(Denied::UnknownTenant),
             Some((_, true)) => Err(Denied::Disabled),
             Some((grant, false)) => Ok(Caller {
                 grant: Arc::clone(grant),
-                fairness_id: None,
+                fairness_id: claims
+                    .flow
+                    .as_ref()
+                    .map(|flow| format!("{}/{flow}", grant.fairness_id).into()),
             }),
         }
     }
@@ -277,7 +281,36 @@ pub struct Verifier {
 #[derive(Debug, Default)]
 pub struct Authenticator {
     table: ArcSwap<IdentityTable>,
-    verifier: arc_swap::ArcSwapOption<Verifier>,
+    tokens: arc_swap::ArcSwapOption<Tokens>,
+}
+
+/// What tokens are checked with, and those that were good by it.
+#[derive(Debug)]
+struct Tokens {
+    verifier: Arc<Verifier>,
+    verified: Verified,
+}
+
+impl Tokens {
+    /// What `use_it` makes of a good token's claims.
+    fn check<R>(
+        &self,
+        token: &str,
+        now_unix_ms: u64,
+        use_it: impl Fn(&Claims) -> R,
+    ) -> Result<R, JwtError> {
+        if token.len() > MAX_TOKEN {
+            return Err(JwtError::Malformed);
+        }
+        let digest = digest_of(token);
+        if let Some(result) = self.verified.find(&digest, now_unix_ms, &use_it) {
+            return Ok(result);
+        }
+        let claims = verify(token, &self.verifier, now_unix_ms)?;
+        let result = use_it(&claims);
+        self.verified.add(digest, claims, now_unix_ms);
+        Ok(result)
+    }
 }
 
 impl Authenticator {
@@ -291,9 +324,12 @@ impl Authenticator {
         self.table.load_full()
     }
 
-    /// Tokens are accepted from now on, with these keys.
+    /// Tokens are accepted from now on, with these keys. Those that were good by the former ones are checked again.
     pub fn set_verifier(&self, verifier: Arc<Verifier>) {
-        self.verifier.store(Some(verifier));
+        self.tokens.store(Some(Arc::new(Tokens {
+            verifier,
+            verified: Verified::default(),
+        })));
     }
 
     /// Who shows this key or token.
@@ -305,15 +341,9 @@ impl Authenticator {
             .filter(|shown| !shown.is_empty())
             .ok_or(Denied::Missing)?;
         let table = self.table.load();
-        let verifier = self.verifier.load();
-        match &*verifier {
-            Some(verifier) if looks_like_jwt(shown) => {
-                let claims = verify(shown, verifier, now_unix_ms)?;
-                let mut caller = table.by_tenant(&claims.tenant)?;
-                caller.fairness_id = claims
-                    .flow
-                    .map(|flow| format!("{}/{flow}", caller.grant.fairness_id).into());
-                Ok(caller)
+        match &*self.tokens.load() {
+            Some(tokens) if looks_like_jwt(shown) => {
+                tokens.check(shown, now_unix_ms, |claims| table.by_claims(claims))?
             }
             _ => table.by_key(shown, now_unix_ms),
         }

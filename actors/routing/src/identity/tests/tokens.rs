@@ -218,6 +218,62 @@ fn each_claim_is_checked() {
     assert_eq!(said(&endless), Err(JwtError::Expired.into()));
 }
 
+/// A token that is known is let in without its signature being looked at, and only as long as all of the rest holds.
+#[test]
+fn a_verified_token_is_good_until_it_ends_or_the_keys_change() {
+    let issuer = Issuer::new();
+    let door = issuer.door();
+    let at = |door: &Authenticator, token: &str, now: u64| {
+        door.identify(Some(token), now * 1000)
+            .map(|caller| caller.fairness_id().to_string())
+    };
+    let claims = with("sub", "ann".into());
+    let token = issuer.sign(Some("ed"), Algorithm::EdDSA, &claims);
+    for _ in 0..3 {
+        assert_eq!(at(&door, &token, NOW), Ok("t/ann".into()));
+    }
+    // Another signature makes another token.
+    let (head, _) = token.rsplit_once('.').unwrap();
+    let forged = format!("{head}.{}", base64(&[0; 64]));
+    assert_eq!(at(&door, &forged, NOW), Err(JwtError::Signature.into()));
+    // Its end, with the leeway of a minute.
+    assert_eq!(at(&door, &token, NOW + 159), Ok("t/ann".into()));
+    assert_eq!(at(&door, &token, NOW + 160), Err(JwtError::Expired.into()));
+    assert_eq!(at(&door, &token, NOW), Ok("t/ann".into()));
+    // Tenants are looked up each time.
+    let tenant = TenantRule {
+        name: "t".into(),
+        disabled: true,
+        ..TenantRule::default()
+    };
+    let table = IdentityTable::build(&[tenant], &[], &IdentityTable::default(), 1);
+    door.set_table(Arc::new(table));
+    assert_eq!(at(&door, &token, NOW), Err(Denied::Disabled));
+
+    // The issuer has new keys.
+    let door = issuer.door();
+    assert_eq!(at(&door, &token, NOW), Ok("t/ann".into()));
+    let rules = |audience: &str| JwtRules {
+        issuer: None,
+        audience: vec![audience.into()],
+        tenant_claim: "tenant".into(),
+        fairness_claim: None,
+    };
+    let verifier = |audience: &str, issuer: &Issuer| {
+        Arc::new(Verifier {
+            rules: rules(audience),
+            keys: Jwks::parse(&issuer.jwks).unwrap(),
+        })
+    };
+    door.set_verifier(verifier("quorate", &Issuer::new()));
+    assert_eq!(at(&door, &token, NOW), Err(JwtError::Signature.into()));
+    // The old keys again, under other rules.
+    door.set_verifier(verifier("quorate", &issuer));
+    assert_eq!(at(&door, &token, NOW), Ok("t".into()));
+    door.set_verifier(verifier("others", &issuer));
+    assert_eq!(at(&door, &token, NOW), Err(JwtError::Audience.into()));
+}
+
 #[test]
 fn useless_sets_are_refused() {
     for text in ["", "[]", "{}", "{\"keys\": 1}", "nonsense"] {
