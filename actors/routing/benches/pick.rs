@@ -1,48 +1,16 @@
 //! One pick, with its reservation made and dropped, by number of endpoints: the weighted and the token-aware baseline, with a prompt of which
 //! the beginning is shared, and the plain pick for comparison.
 
+#[path = "../tests/fleet/mod.rs"]
+mod fleet;
+
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use quorate_routing::config::{EndpointPickerConfig, presets};
-use quorate_routing::{
-    BreakerPolicy, Endpoint, EndpointSpec, Health, LoadFigures, PoolSpec, PowerOfTwo, RoutingView,
-    Scheduler, SchedulingRequest, Target, Tried,
-};
+use quorate_routing::{PowerOfTwo, Scheduler, SchedulingRequest, Tried};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
 
 const SIZES: [u16; 3] = [10, 100, 1000];
-
-fn endpoints(n: u16) -> Vec<Arc<Endpoint>> {
-    (0..n)
-        .map(|i| {
-            let endpoint = Endpoint::new(
-                EndpointSpec {
-                    name: format!("endpoint-{i:04}").into(),
-                    incarnation: 1,
-                    pool: "pool".into(),
-                    target: Target::new(false, "10.0.0.1", 8000 + i),
-                    h2c: false,
-                    region: "r".into(),
-                    rank: None,
-                    labels: Default::default(),
-                    breaker: BreakerPolicy::default(),
-                    slow_start: Duration::from_secs(10),
-                    stall_timeout: Duration::from_secs(60),
-                },
-                None,
-            );
-            endpoint.set_health(Health::Ready, 1);
-            let load = LoadFigures {
-                running: Some(u32::from(i % 37)),
-                waiting: Some(u32::from(i % 5)),
-                kv_cache_usage: Some(f32::from(i % 83) / 100.0),
-            };
-            endpoint.set_load(load, 1);
-            Arc::new(endpoint)
-        })
-        .collect()
-}
 
 fn bench(c: &mut Criterion) {
     let text = "The quick brown fox jumps over the lazy dog. ".repeat(90);
@@ -63,12 +31,7 @@ fn bench(c: &mut Criterion) {
         parsed.config.compile().expect("presets compile").scheduler
     };
     for n in SIZES {
-        let pool = PoolSpec {
-            name: "pool".into(),
-            fallback: true,
-            ..Default::default()
-        };
-        let view = RoutingView::build([(pool, endpoints(n))]);
+        let view = fleet::view(n);
         let route = view.route("m").expect("the fallback pool");
         let cases: [(&str, Arc<dyn Scheduler>, &SchedulingRequest<'_>); 5] = [
             ("power-of-two", Arc::new(PowerOfTwo::default()), &unknown),

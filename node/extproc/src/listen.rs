@@ -1,20 +1,16 @@
-//! The listener, and its connections on their way to the worker with the fewest.
+//! Connections on their way to the worker with the fewest.
 
 use crate::server::{Core, Worker};
-use socket2::{Domain, Protocol, Socket, Type};
+use quorate_gateway::accept_until;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc::UnboundedSender;
 use tonic::transport::server::{Connected, TcpConnectInfo};
-
-/// Connections that the kernel completes before they are accepted.
-const BACKLOG: i32 = 1024;
 
 /// A worker and the way to it.
 pub(crate) struct Door {
@@ -22,58 +18,21 @@ pub(crate) struct Door {
     pub sockets: UnboundedSender<TcpStream>,
 }
 
-/// Binds an address.
-///
-/// # Errors
-/// The system's: in use, not ours, not allowed.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Accepts until the server closes; the listener is closed then, and new connections are refused.
+/// Accepts until the server closes.
 pub(crate) async fn accept(core: Arc<Core>, listener: TcpListener, doors: Vec<Door>) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "the external-processing listener is lost");
-            return;
-        }
-    };
-    while let Some(accepted) = core.closing.run_until_cancelled(listener.accept()).await {
-        match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => {
-                let least = doors
-                    .iter()
-                    .min_by_key(|door| door.worker.connections.load(Relaxed));
-                if let Some(door) = least {
-                    // Counted here, so that connections that come together spread.
-                    door.worker.connections.fetch_add(1, Relaxed);
-                    if door.sockets.send(stream).is_err() {
-                        door.worker.connections.fetch_sub(1, Relaxed);
-                    }
-                }
-            }
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-                ) => {}
-            Err(error) => {
-                // Out of file descriptors or memory: trying again at once would only burn CPU.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+    accept_until(&core.closing, listener, |stream, _| {
+        let least = doors
+            .iter()
+            .min_by_key(|door| door.worker.connections.load(Relaxed));
+        if let Some(door) = least {
+            // Counted here, so that connections that come together spread.
+            door.worker.connections.fetch_add(1, Relaxed);
+            if door.sockets.send(stream).is_err() {
+                door.worker.connections.fetch_sub(1, Relaxed);
             }
         }
-    }
+    })
+    .await;
 }
 
 /// A connection that counts on its worker until it is closed.

@@ -3,11 +3,11 @@
 use crate::addresses::Addresses;
 use crate::config::{ConfigError, ExtProcConfig, TlsConfig};
 use crate::health::NodeHealth;
-use crate::listen::{Connection, Door, accept, bind};
+use crate::listen::{Connection, Door, accept};
 use crate::metrics::Metrics;
 use crate::service::Processor;
 use futures_util::StreamExt;
-use quorate_gateway::{GatewayShared, Picker, PickerOptions};
+use quorate_gateway::{GatewayShared, Picker, PickerOptions, bind, spawn_worker};
 use quorate_proto::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use std::future::Future;
 use std::io;
@@ -297,21 +297,8 @@ impl ExtProcHandle {
         name: String,
         main: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), StartError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(StartError::Worker)?;
-        let run = move || {
-            runtime.block_on(main);
-            // Connections that are cut off end here; name look-ups may still block, and nobody waits for them.
-            runtime.shutdown_background();
-        };
-        self.threads.push(
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(run)
-                .map_err(StartError::Worker)?,
-        );
+        let thread = spawn_worker(name, main).map_err(StartError::Worker)?;
+        self.threads.push(thread);
         Ok(())
     }
 }

@@ -1,17 +1,19 @@
 //! The server on real sockets, with a gRPC client in Envoy's place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod envoy;
+
 use arc_swap::ArcSwap;
+use envoy::{head, request_body, response_body, response_head};
 use quorate_extproc::{ExtProc, ExtProcConfig, ExtProcHandle, TlsConfig};
 use quorate_gateway::{GatewayShared, HumanDuration};
-use quorate_proto::envoy::config::core::v3::{HeaderMap, HeaderValue};
 use quorate_proto::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use quorate_proto::envoy::service::ext_proc::v3::processing_request::Request as Kinds;
 use quorate_proto::envoy::service::ext_proc::v3::processing_response::Response as Said;
 use quorate_proto::envoy::service::ext_proc::v3::{
-    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, body_mutation::Mutation,
+    ProcessingRequest, ProcessingResponse, body_mutation::Mutation,
 };
-use quorate_routing::{Endpoint, EndpointSpec, Health, PoolSpec, RoutingView, ServedModel, Target};
+use quorate_routing::{Endpoint, PoolSpec, RoutingView};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +26,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 const SOON: Duration = Duration::from_secs(20);
+const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","stream":true,"messages":[]}"#;
 
 struct World {
@@ -33,28 +36,8 @@ struct World {
 }
 
 fn start(change: impl FnOnce(&mut ExtProcConfig)) -> World {
-    let endpoint = Arc::new(Endpoint::new(
-        EndpointSpec {
-            name: "e".into(),
-            incarnation: 1,
-            pool: "p".into(),
-            // A name: the server looks it up.
-            target: Target::new(false, "localhost", 8000),
-            h2c: false,
-            region: "r".into(),
-            rank: None,
-            labels: Default::default(),
-            breaker: Default::default(),
-            slow_start: Duration::ZERO,
-            stall_timeout: Duration::from_secs(60),
-        },
-        None,
-    ));
-    endpoint.set_models(vec![ServedModel {
-        id: "m".into(),
-        ..Default::default()
-    }]);
-    endpoint.set_health(Health::Ready, 1);
+    // A name: the server looks it up.
+    let endpoint = envoy::endpoint("e", "localhost");
     let pool = PoolSpec {
         name: "p".into(),
         ..Default::default()
@@ -89,8 +72,8 @@ impl World {
         let end = Instant::now() + SOON;
         loop {
             let mut talk = Talk::open(&channel).await;
-            talk.send(head(&[(":method", "GET"), (":path", "/version")]));
-            talk.send(body("", true));
+            talk.send(head("GET", "/version", false, &[]));
+            talk.send(request_body("", true));
             match talk.next().await {
                 Some(Said::RequestHeaders(_)) => break,
                 other => assert!(Instant::now() < end, "{other:?}"),
@@ -145,11 +128,8 @@ impl Talk {
 
     /// Sends a request and takes both answers; gives the destination.
     async fn request(&mut self) -> String {
-        self.send(head(&[
-            (":method", "POST"),
-            (":path", "/v1/chat/completions"),
-        ]));
-        self.send(body(BODY, true));
+        self.send(head("POST", CHAT, false, &[]));
+        self.send(request_body(BODY, true));
         let Some(Said::RequestHeaders(answer)) = self.next().await else {
             panic!("no answer to the head");
         };
@@ -166,15 +146,9 @@ impl Talk {
 
     /// Sends the response and takes what comes of it, to the end of the stream.
     async fn response(&mut self) {
-        self.send(Kinds::ResponseHeaders(HttpHeaders {
-            headers: header_map(&[(":status", "200"), ("content-type", "text/event-stream")]),
-            end_of_stream: false,
-        }));
+        self.send(response_head("200", "text/event-stream", false));
         assert!(matches!(self.next().await, Some(Said::ResponseHeaders(_))));
-        self.send(Kinds::ResponseBody(HttpBody {
-            body: "data: [DONE]\n\n".into(),
-            end_of_stream: true,
-        }));
+        self.send(response_body("data: [DONE]\n\n", true));
         let Some(Said::ResponseBody(answer)) = self.next().await else {
             panic!("no answer to the body");
         };
@@ -189,31 +163,6 @@ impl Talk {
         }
         assert!(self.next().await.is_none());
     }
-}
-
-fn header_map(headers: &[(&str, &str)]) -> Option<HeaderMap> {
-    let headers = headers.iter().map(|(key, value)| HeaderValue {
-        key: (*key).to_owned(),
-        raw_value: value.as_bytes().to_vec().into(),
-        ..Default::default()
-    });
-    Some(HeaderMap {
-        headers: headers.collect(),
-    })
-}
-
-fn head(headers: &[(&str, &str)]) -> Kinds {
-    Kinds::RequestHeaders(HttpHeaders {
-        headers: header_map(headers),
-        end_of_stream: false,
-    })
-}
-
-fn body(text: &str, end_of_stream: bool) -> Kinds {
-    Kinds::RequestBody(HttpBody {
-        body: text.to_owned().into(),
-        end_of_stream,
-    })
 }
 
 async fn health(channel: &Channel, service: &str) -> Result<ServingStatus, Code> {
@@ -256,11 +205,8 @@ async fn a_burst_of_aborts_leaves_the_connection_alone() {
         let mut talks = Vec::new();
         for _ in 0..300 {
             let talk = Talk::open(&channel).await;
-            talk.send(head(&[
-                (":method", "POST"),
-                (":path", "/v1/chat/completions"),
-            ]));
-            talk.send(body(BODY, true));
+            talk.send(head("POST", CHAT, false, &[]));
+            talk.send(request_body(BODY, true));
             talks.push(talk);
         }
         drop(talks);
@@ -294,17 +240,14 @@ async fn bad_bytes_hurt_nobody() {
     }
     // Longer than any message may be: this stream ends, the connection stays.
     let mut talk = Talk::open(&channel).await;
-    talk.send(head(&[
-        (":method", "POST"),
-        (":path", "/v1/chat/completions"),
-    ]));
-    talk.send(body(&"x".repeat(1 << 20), true));
+    talk.send(head("POST", CHAT, false, &[]));
+    talk.send(request_body("x".repeat(1 << 20), true));
     let error = tokio::time::timeout(SOON, talk.said.message())
         .await
         .unwrap();
     assert_eq!(error.unwrap_err().code(), Code::OutOfRange);
     let mut talk = Talk::open(&channel).await;
-    talk.send(head(&[]));
+    talk.send(Kinds::RequestHeaders(Default::default()));
     let error = tokio::time::timeout(SOON, talk.said.message())
         .await
         .unwrap();

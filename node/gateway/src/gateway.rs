@@ -1,8 +1,10 @@
 //! Starting and stopping: one thread that accepts, worker threads that serve.
 
+use crate::accept::bind;
 use crate::config::{ConfigError, GatewayConfig};
-use crate::listen::{Accepted, Listener, WorkerDoor, accept, bind, watch_certificate};
+use crate::listen::{Accepted, Listener, WorkerDoor, accept, watch_certificate};
 use crate::serve::serve;
+use crate::thread::spawn_worker;
 use crate::tls::{Certificate, TlsError};
 use crate::worker::{Core, GatewayShared, Worker};
 use std::io;
@@ -11,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::runtime;
 use tokio::sync::mpsc;
 
 /// How often idle upstream connections are looked over.
@@ -218,21 +219,8 @@ impl GatewayHandle {
         name: String,
         main: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), StartError> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(StartError::Worker)?;
-        let run = move || {
-            runtime.block_on(main);
-            // Name look-ups may still block; nobody waits for them.
-            runtime.shutdown_background();
-        };
-        self.threads.push(
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(run)
-                .map_err(StartError::Worker)?,
-        );
+        let thread = spawn_worker(name, main).map_err(StartError::Worker)?;
+        self.threads.push(thread);
         Ok(())
     }
 }

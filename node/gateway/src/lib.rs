@@ -7,6 +7,7 @@
 //! * reads: the published [`quorate_routing::RoutingView`], certificate files
 //! * writes: reservations and observations on endpoints, metrics
 //! * takes no messages: [`GatewayShared`] holds what the node may change, [`GatewayHandle`] drains and stops
+mod accept;
 mod admit;
 mod answer;
 mod authenticate;
@@ -36,6 +37,7 @@ mod picker;
 mod serve;
 mod service;
 mod sse;
+mod thread;
 mod tls;
 mod trace;
 mod transport;
@@ -44,6 +46,7 @@ mod usage;
 mod watched;
 mod worker;
 
+pub use accept::{accept_until, bind};
 pub use config::{ConfigError, GatewayConfig, RetryConfig, TlsConfig, UpstreamConfig};
 pub use duration::{DurationError, HumanDuration};
 pub use gateway::{Gateway, GatewayHandle, StartError};
@@ -52,5 +55,6 @@ pub use picker::{
     Admitted, Asked, Choice, Denied, Entered, Passing, Picker, PickerOptions, Traced, Waiting,
     Wanted,
 };
+pub use thread::spawn_worker;
 pub use tls::{TlsError, upstream_client_config};
 pub use worker::GatewayShared;

@@ -1,18 +1,16 @@
-//! Listeners: binding, accepting, and handing each socket to the least loaded worker.
+//! Listeners: handing each accepted socket to the least loaded worker.
 
+use crate::accept::accept_until;
 use crate::tls::Certificate;
 use crate::worker::{Core, Worker};
 use rustls::ServerConfig;
-use socket2::{Domain, Protocol, Socket, Type};
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Connections that the kernel completes before they are accepted.
-const BACKLOG: i32 = 4096;
 /// How often certificate files are looked at.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(1);
 /// Sent in place of service when there are too many connections.
@@ -43,60 +41,24 @@ pub(crate) struct WorkerDoor {
     pub sockets: mpsc::UnboundedSender<Accepted>,
 }
 
-/// Binds an address.
-///
-/// # Errors
-/// The system's: in use, not ours, not allowed.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Accepts on one listener until the gateway drains. The listener is closed then, and new connections are refused.
+/// Accepts on one listener until the gateway drains.
 pub(crate) async fn accept(core: Arc<Core>, listener: Listener, workers: Vec<WorkerDoor>) {
-    let socket = match tokio::net::TcpListener::from_std(listener.socket) {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::error!(%error, "listener lost");
-            return;
-        }
-    };
-    loop {
-        let Some(accepted) = core.draining.run_until_cancelled(socket.accept()).await else {
-            return;
+    let Listener {
+        socket,
+        trusted,
+        tls,
+    } = listener;
+    accept_until(&core.draining, socket, |stream, peer| {
+        let tls = tls.clone();
+        let accepted = Accepted {
+            stream,
+            peer,
+            trusted,
+            tls,
         };
-        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
-            Ok((stream, peer)) => hand_over(
-                &core,
-                &workers,
-                Accepted {
-                    stream,
-                    peer,
-                    trusted: listener.trusted,
-                    tls: listener.tls.clone(),
-                },
-            ),
-            // The client was gone again before it was accepted.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-                ) => {}
-            Err(error) => {
-                // Out of file descriptors or memory: trying again at once would only burn CPU.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+        hand_over(&core, &workers, accepted);
+    })
+    .await;
 }
 
 fn hand_over(core: &Core, workers: &[WorkerDoor], mut accepted: Accepted) {
