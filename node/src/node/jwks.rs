@@ -11,14 +11,28 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Wait before a set that could not be read is tried again.
-const RETRY: Duration = Duration::from_secs(5);
-const LIMITS: PageLimits = PageLimits {
-    timeout: Duration::from_secs(10),
-    body: MAX_BYTES,
-};
 /// Longest set that is read.
 const MAX_BYTES: usize = 1 << 20;
+
+/// How often the set is looked at.
+struct Pace {
+    /// After it was read.
+    refresh: Duration,
+    /// After it could not be read.
+    retry: Duration,
+    /// Time for one look.
+    timeout: Duration,
+}
+
+impl Pace {
+    fn new(refresh: Duration) -> Self {
+        Self {
+            refresh,
+            retry: Duration::from_secs(5).min(refresh),
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Keeps the authenticator's keys up to date until `stop`.
 ///
@@ -29,17 +43,26 @@ pub fn follow(
     authenticator: Arc<Authenticator>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    follow_at(Pace::new(config.refresh.0), config, authenticator, stop)
+}
+
+fn follow_at(
+    pace: Pace,
+    config: &JwtConfig,
+    authenticator: Arc<Authenticator>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let place = config.place()?;
     let client = match &place {
         JwksPlace::File(_) => None,
         JwksPlace::Page(page) => Some(client(page, config)?),
     };
-    let (rules, refresh, shown) = (config.rules(), config.refresh.0, config.jwks.clone());
+    let (rules, shown) = (config.rules(), config.jwks.clone());
     tokio::spawn(async move {
         let mut last = String::new();
         loop {
             let read = match (&place, &client) {
-                (JwksPlace::Page(page), Some(client)) => fetch(client, page).await,
+                (JwksPlace::Page(page), Some(client)) => fetch(client, page, pace.timeout).await,
                 (JwksPlace::File(path), _) => from_file(path).await,
                 (JwksPlace::Page(_), None) => return,
             };
@@ -55,14 +78,14 @@ pub fn follow(
                 }
                 Ok(())
             }) {
-                Ok(()) => refresh,
+                Ok(()) => pace.refresh,
                 Err(error) => {
                     tracing::warn!(
                         jwks = shown,
                         "the key set for tokens cannot be used: {error:#}"
                     );
                     metrics::counter!("quorate_jwks_errors_total").increment(1);
-                    RETRY.min(refresh)
+                    pace.retry
                 }
             };
             if stop
@@ -90,8 +113,12 @@ fn client(page: &PageUrl, config: &JwtConfig) -> anyhow::Result<PageClient> {
     Ok(PageClient::new(page.target.clone(), false, tls))
 }
 
-async fn fetch(client: &PageClient, page: &PageUrl) -> anyhow::Result<String> {
-    let answer = client.get(&page.path, LIMITS).await?;
+async fn fetch(client: &PageClient, page: &PageUrl, timeout: Duration) -> anyhow::Result<String> {
+    let limits = PageLimits {
+        timeout,
+        body: MAX_BYTES,
+    };
+    let answer = client.get(&page.path, limits).await?;
     anyhow::ensure!(
         answer.status.is_success(),
         "the answer is {}",
@@ -108,3 +135,6 @@ async fn from_file(path: &Path) -> anyhow::Result<String> {
     );
     Ok(tokio::fs::read_to_string(path).await?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub enum ModelServers {
     ByHeader,
     /// From a fixed list, with fallbacks.
     Listed,
+    /// At whatever address the picker names, over HTTP/2.
+    Grpc,
 }
 
 impl Envoy {
@@ -123,6 +125,9 @@ fn configuration(
         text = list(&text, "192.0.2.1, port_value: 8000", addresses)?;
         let unused = text.lines().filter(|line| !line.contains("192.0.2.2"));
         text = unused.collect::<Vec<_>>().join("\n");
+    }
+    if servers == ModelServers::Grpc {
+        text = text.replace("http_protocol_options: {}", "http2_protocol_options: {}");
     }
     let pickers = routers
         .iter()

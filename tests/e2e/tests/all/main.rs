@@ -8,6 +8,7 @@ mod dev;
 mod discovery;
 mod endpoints;
 mod envoy;
+mod envoy_engines;
 mod failover;
 mod flow_control;
 mod malformed_control;
