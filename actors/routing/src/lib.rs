@@ -13,6 +13,7 @@ pub mod breaker;
 pub mod classify;
 pub mod config;
 pub mod endpoint;
+pub mod expression;
 pub mod flow;
 pub mod identity;
 pub mod objective;

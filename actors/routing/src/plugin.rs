@@ -7,6 +7,7 @@ pub mod handler;
 pub mod labels;
 pub mod picker;
 pub mod producer;
+pub mod reporter;
 pub mod scalar;
 pub mod scorer;
 pub mod screener;

@@ -1,6 +1,6 @@
 //! The messages that go back to Envoy.
 
-use crate::received::{DESTINATION, LB};
+use crate::received::{DESTINATION, LB, SCORES};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response};
 use prost_types::value::Kind;
@@ -9,10 +9,12 @@ use quorate_proto::envoy::config::core::v3::header_value_option::HeaderAppendAct
 use quorate_proto::envoy::config::core::v3::{self as core, HeaderValueOption};
 use quorate_proto::envoy::service::ext_proc::v3::processing_response::Response as Kinds;
 use quorate_proto::envoy::service::ext_proc::v3::{
-    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse,
-    ProcessingResponse, StreamedBodyResponse, TrailersResponse, body_mutation::Mutation,
+    BodyMutation, BodyResponse, CommonResponse, GrpcStatus, HeaderMutation, HeadersResponse,
+    ImmediateResponse, ProcessingResponse, StreamedBodyResponse, TrailersResponse,
+    body_mutation::Mutation,
 };
 use quorate_proto::envoy::r#type::v3::HttpStatus;
+use quorate_routing::plugin::reporter::Reported;
 use std::fmt::Write;
 use std::net::SocketAddr;
 
@@ -63,14 +65,43 @@ pub(crate) fn address_list(addresses: &[SocketAddr]) -> String {
     list
 }
 
-/// The metadata that tells the load balancer where to go.
-pub(crate) fn destination(list: String) -> Struct {
-    let value = |kind| Value { kind: Some(kind) };
-    let inner = Struct {
-        fields: [(DESTINATION.to_owned(), value(Kind::StringValue(list)))].into(),
-    };
-    Struct {
-        fields: [(LB.to_owned(), value(Kind::StructValue(inner)))].into(),
+/// The metadata that tells the load balancer where to go, and with `scores` how good it and the others are.
+pub(crate) fn destination(list: String, scores: &[(SocketAddr, f64)]) -> Struct {
+    let mut metadata = Struct::default();
+    put(&mut metadata, LB, DESTINATION, Kind::StringValue(list));
+    if !scores.is_empty() {
+        let mut by_address = Struct::default();
+        for (address, score) in scores {
+            let score = value(Kind::NumberValue(*score));
+            by_address.fields.insert(address.to_string(), score);
+        }
+        put(&mut metadata, LB, SCORES, Kind::StructValue(by_address));
+    }
+    metadata
+}
+
+/// The metadata that tells what became of a request.
+pub(crate) fn reported(reports: &[Reported]) -> Option<Struct> {
+    let mut metadata = Struct::default();
+    for report in reports {
+        let value = Kind::NumberValue(report.value);
+        put(&mut metadata, &report.namespace, &report.name, value);
+    }
+    (!reports.is_empty()).then_some(metadata)
+}
+
+fn value(kind: Kind) -> Value {
+    Value { kind: Some(kind) }
+}
+
+/// Sets a key in a namespace.
+fn put(metadata: &mut Struct, namespace: &str, key: &str, kind: Kind) {
+    let inner = metadata
+        .fields
+        .entry(namespace.to_owned())
+        .or_insert_with(|| value(Kind::StructValue(Struct::default())));
+    if let Some(Kind::StructValue(inner)) = &mut inner.kind {
+        inner.fields.insert(key.to_owned(), value(kind));
     }
 }
 
@@ -203,7 +234,13 @@ pub(crate) fn immediate(response: Response<Bytes>, details: &str) -> ProcessingR
     for (name, value) in &parts.headers {
         changes.set_value(name, value);
     }
+    let grpc_status = parts
+        .headers
+        .get("grpc-status")
+        .and_then(|code| code.to_str().ok()?.parse().ok())
+        .map(|status| GrpcStatus { status });
     message(Kinds::ImmediateResponse(ImmediateResponse {
+        grpc_status,
         status: Some(HttpStatus {
             code: i32::from(parts.status.as_u16()),
         }),

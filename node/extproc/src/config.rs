@@ -27,6 +27,10 @@ pub struct ExtProcConfig {
     pub trust_headers: Option<bool>,
     /// Ask engines for the usage of streams whose clients did not ask, and take it out of the answer again.
     pub stream_usage: bool,
+    /// Tell Envoy each endpoint's score in dynamic metadata (llm-d's flag `--emit-endpoint-scores`).
+    pub emit_endpoint_scores: bool,
+    /// Set `x-went-into-resp-headers: true` on responses, as llm-d's picker does.
+    pub mark_responses: bool,
     /// Seed of every random choice; unset: a fresh one.
     pub seed: Option<u64>,
     /// TLS; without it the connection is HTTP/2 in plain text.
@@ -65,6 +69,8 @@ impl Default for ExtProcConfig {
             drain_window: HumanDuration::secs(3),
             trust_headers: None,
             stream_usage: true,
+            emit_endpoint_scores: false,
+            mark_responses: false,
             seed: None,
             tls: None,
         }

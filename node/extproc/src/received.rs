@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Header, and key of metadata, that names the endpoint.
 pub(crate) const DESTINATION: &str = "x-gateway-destination-endpoint";
+/// Key of metadata that has the scores.
+pub(crate) const SCORES: &str = "x-gateway-destination-endpoint-scores";
 /// Namespace of metadata for the load balancer.
 pub(crate) const LB: &str = "envoy.lb";
 const SERVED: &str = "x-gateway-destination-endpoint-served";
@@ -21,7 +23,7 @@ const UPSTREAM: &str = "upstream.address";
 const SYSTEM_OWNED: &[&str] = &[
     SUBSET,
     SERVED,
-    "x-gateway-destination-endpoint-scores",
+    SCORES,
     "x-gateway-inference-objective",
     "x-gateway-inference-fairness-id",
     "x-gateway-model-name-rewrite",

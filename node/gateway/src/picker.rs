@@ -29,8 +29,10 @@ use quorate_routing::classify::media_sizes;
 use quorate_routing::flow::Permit;
 use quorate_routing::request::PromptIn;
 use quorate_routing::{
-    Api, Caller, Class, Dialect, Endpoint, Picked, RequestInfo, Route, Target, Tried, now_ms,
+    Api, Caller, Class, Decision, Dialect, Endpoint, Picked, RequestInfo, Route, Target, Tried,
+    now_ms,
 };
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -87,6 +89,8 @@ pub struct Wanted<'a> {
     pub address: &'a dyn Fn(&Target) -> Option<SocketAddr>,
     /// How many further endpoints to name, for the case that the first cannot be reached.
     pub fallbacks: usize,
+    /// The scores are wanted too. They cost a record of the whole decision.
+    pub scores: bool,
 }
 
 impl Asked {
@@ -113,6 +117,8 @@ pub struct Choice {
     pub addresses: Vec<SocketAddr>,
     /// The body that goes to the engine, where that is another than the client's. Its answer must not be compressed then.
     pub body: Option<Bytes>,
+    /// What each scored endpoint got in sum in the profile that gave the pick, if that is wanted.
+    pub scores: Vec<(SocketAddr, f64)>,
     /// For the request to the engine; they replace those of the same name.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// For the answer to the client.
@@ -131,8 +137,15 @@ pub struct Traced {
     pub drop_state: bool,
 }
 
-/// A pick, where that and its alternatives are, and what it was picked from.
-type Placed = (Vec<SocketAddr>, Picked, Arc<[Arc<Endpoint>]>);
+/// A pick with all that belongs to it.
+struct Placed {
+    /// Where it and its alternatives are.
+    addresses: Vec<SocketAddr>,
+    scores: Vec<(SocketAddr, f64)>,
+    picked: Picked,
+    /// What it was picked from.
+    among: Arc<[Arc<Endpoint>]>,
+}
 
 impl Picker {
     /// Shares the gateway's view and its policies. `seed` fixes every random choice.
@@ -253,8 +266,14 @@ impl Picker {
         wanted: &Wanted<'_>,
     ) -> Result<Choice, Denied> {
         match self.pick(&asked, headers, wanted) {
-            Ok((addresses, picked, among)) => Ok(Choice {
+            Ok(Placed {
                 addresses,
+                scores,
+                picked,
+                among,
+            }) => Ok(Choice {
+                addresses,
+                scores,
                 request_headers: picked.request_headers,
                 response_headers: picked.response_headers,
                 body: asked.changed.then(|| asked.body.clone()),
@@ -299,13 +318,14 @@ impl Picker {
         let request = class.scheduling(info, headers, &prompt, &media);
         let mut tried = Tried::default();
         loop {
+            let mut record = wanted.scores.then(Decision::default);
             let picked = route.pool.policy.scheduler.schedule(
                 &request,
                 route,
                 &tried,
                 now_ms(),
                 self.random(),
-                None,
+                record.as_mut(),
             );
             let picked = picked.inspect_err(|_| not_picked(&asked.observation.labels().target))?;
             match (wanted.address)(&picked.destination().spec().target) {
@@ -315,7 +335,13 @@ impl Picker {
                     if wanted.fallbacks > 0 {
                         add_fallbacks(&mut addresses, route, &picked, wanted);
                     }
-                    return Ok((addresses, picked, Arc::clone(&route.endpoints)));
+                    let scores = record.map(|record| scores(&record, route, wanted));
+                    return Ok(Placed {
+                        addresses,
+                        scores: scores.unwrap_or_default(),
+                        picked,
+                        among: Arc::clone(&route.endpoints),
+                    });
                 }
                 // Its name is not known yet: as good as unreachable.
                 None => tried.add(Arc::clone(picked.reservation.endpoint())),
@@ -340,6 +366,30 @@ impl Picker {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+}
+
+/// The totals of the profile that gave the pick, by address.
+fn scores(record: &Decision, route: &Route, wanted: &Wanted<'_>) -> Vec<(SocketAddr, f64)> {
+    let best = record.picked.first();
+    // The last one: before a profile of the same outcome there may have been a round that the breaker refused.
+    let profile = record
+        .profiles
+        .iter()
+        .rfind(|profile| profile.picked.first() == best);
+    let Some(profile) = profile else {
+        return Vec::new();
+    };
+    let scored = profile.endpoints.iter().zip(&profile.totals);
+    let totals: HashMap<&str, f64> = scored
+        .map(|(name, total)| (name.as_str(), *total))
+        .collect();
+    let endpoints = route.endpoints.iter();
+    endpoints
+        .filter_map(|endpoint| {
+            let total = totals.get(endpoint.name())?;
+            Some(((wanted.address)(&endpoint.spec().target)?, *total))
+        })
+        .collect()
 }
 
 /// Adds what the scheduler named as next best, then the other usable endpoints, the least busy first.

@@ -15,6 +15,7 @@ use crate::pipeline::{Named, Pipeline, Profile, Weighted};
 use crate::plugin::admitter::sheddable::Sheddable;
 use crate::plugin::handler::single::Single;
 use crate::plugin::picker::max_score::MaxScore;
+use crate::plugin::reporter::Report;
 use crate::plugin::screener::subset::Subset;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub struct CompiledPolicy {
     pub flow: Option<FlowControlConfig>,
     /// Derives fairness ids for requests that name none; `None`: off.
     pub agent_identity: Option<Arc<AgentIdentity>>,
+    /// What the proxy in front is told when a request has ended.
+    pub reports: Arc<[Report]>,
     /// What has no effect.
     pub warnings: Vec<Problem>,
 }
@@ -185,11 +188,17 @@ pub(super) fn compile(
         .iter()
         .find_map(|(_, built)| built.agent_identity.clone())
         .map(Arc::new);
+    let reports = plugins
+        .built
+        .iter()
+        .flat_map(|(_, built)| built.reports.iter().cloned())
+        .collect();
     if findings.errors.is_empty() {
         Ok(CompiledPolicy {
             scheduler: Arc::new(pipeline),
             flow,
             agent_identity,
+            reports,
             warnings: findings.warnings,
         })
     } else {

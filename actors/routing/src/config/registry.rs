@@ -12,6 +12,7 @@ use crate::pipeline::{
     Admitter, ColumnId, DataProducer, Decider, Filter, OnPicked, Picker, ProfileHandler, Scorer,
     Screener, TokenAccounting,
 };
+use crate::plugin::reporter::Report;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 pub(super) use table::TABLE;
@@ -41,6 +42,8 @@ pub struct Built {
     pub tokens: Option<TokenAccounting>,
     /// Derives fairness ids.
     pub agent_identity: Option<AgentIdentity>,
+    /// Told to the proxy in front when a request has ended.
+    pub reports: Vec<Report>,
     /// Used by flow control.
     pub fairness: Option<FairnessPolicy>,
     /// Used by flow control.

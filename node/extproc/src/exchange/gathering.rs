@@ -5,12 +5,18 @@ use crate::answer::{self, Changes, Side};
 use crate::received::{DESTINATION, RequestHead, Subset};
 use crate::server::Worker;
 use bytes::{BufMut, Bytes, BytesMut};
-use http::Method;
+use http::{HeaderName, HeaderValue, Method};
 use quorate_gateway::{Admitted, Asked, Denied, Entered, Traced, Wanted};
 use quorate_proto::envoy::service::ext_proc::v3::ProcessingResponse;
 use quorate_routing::Target;
 use std::net::SocketAddr;
 use std::time::Instant;
+
+/// llm-d's picker sets this on each response that it has seen; conformance tests look for it.
+const WENT_IN: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("x-went-into-resp-headers"),
+    HeaderValue::from_static("true"),
+);
 
 /// What made the request whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +172,7 @@ impl Undecided {
                     .map(|inside| inside as &dyn Fn(SocketAddr) -> bool),
                 address: &|target: &Target| worker.core.addresses.of(target),
                 fallbacks: worker.core.config.fallbacks,
+                scores: worker.core.config.emit_endpoint_scores,
             },
         )?;
 
@@ -196,7 +203,7 @@ impl Undecided {
         if changed || matches!(end, End::Body | End::Trailers) {
             changes.set("content-length", body.len().to_string());
         }
-        let metadata = answer::destination(list);
+        let metadata = answer::destination(list, &choice.scores);
         let mut messages = Vec::with_capacity(2);
         match end {
             End::Head => messages.push(answer::request_head(changes, metadata)),
@@ -215,9 +222,13 @@ impl Undecided {
                 messages.push(answer::request_trailers());
             }
         }
+        let mut response_headers = choice.response_headers;
+        if worker.core.config.mark_responses {
+            response_headers.push(WENT_IN);
+        }
         Ok(Decided {
             messages,
-            returning: Returning::new(choice.passing, choice.response_headers, traced.id),
+            returning: Returning::new(choice.passing, response_headers, traced.id),
         })
     }
 }

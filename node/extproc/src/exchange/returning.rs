@@ -6,6 +6,7 @@ use crate::modes::Modes;
 use crate::received::{all_headers, response_head};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use prost_types::Struct;
 use quorate_gateway::{Denied, Passing};
 use quorate_proto::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use quorate_proto::envoy::service::ext_proc::v3::{HttpHeaders, HttpTrailers, ProcessingResponse};
@@ -89,10 +90,11 @@ impl Returning {
         for (name, value) in &self.set {
             changes.set_value(name, value);
         }
-        if head.end_of_stream {
-            self.end();
+        let metadata = if head.end_of_stream { self.end() } else { None };
+        ProcessingResponse {
+            dynamic_metadata: metadata,
+            ..answer::response_head(changes)
         }
-        answer::response_head(changes)
     }
 
     /// A piece of the body.
@@ -102,16 +104,18 @@ impl Returning {
             Some(passing) if !data.is_empty() || end => passing.data(data, end),
             _ => data,
         };
-        if end {
-            self.end();
-        }
-        if modes.response == BodySendMode::FullDuplexStreamed {
+        let metadata = if end { self.end() } else { None };
+        let mut messages = if modes.response == BodySendMode::FullDuplexStreamed {
             answer::pieces(Side::Response, after, end).collect()
         } else {
             // One message is answered by one.
             let changed = came != (after.as_ptr(), after.len());
             vec![answer::response_body(changed.then_some(after))]
+        };
+        if let Some(last) = messages.last_mut() {
+            last.dynamic_metadata = metadata;
         }
+        messages
     }
 
     /// Trailers, which end the response.
@@ -120,20 +124,23 @@ impl Returning {
             Some(passing) => passing.trailers(&all_headers(trailers.trailers)),
             None => Bytes::new(),
         };
-        self.end();
+        let dynamic_metadata = self.end();
         let mut messages = Vec::new();
         // In the other modes the last piece has been answered already.
         if modes.response == BodySendMode::FullDuplexStreamed {
             messages.extend(answer::pieces(Side::Response, held, false));
         }
-        messages.push(answer::response_trailers());
+        messages.push(ProcessingResponse {
+            dynamic_metadata,
+            ..answer::response_trailers()
+        });
         messages
     }
 
-    fn end(&mut self) {
+    /// What Envoy is told with the last message.
+    fn end(&mut self) -> Option<Struct> {
         self.over = true;
-        if let Some(mut passing) = self.passing.take() {
-            passing.end();
-        }
+        let mut passing = self.passing.take()?;
+        answer::reported(&passing.end())
     }
 }

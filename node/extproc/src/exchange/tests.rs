@@ -1,8 +1,10 @@
 //! Streams without a network: what is said for what comes, in which order, and that no reservation outlives its stream.
 
+mod engines;
 mod flow;
 mod heads;
 mod talk;
+mod told;
 
 use super::*;
 use crate::config::ExtProcConfig;

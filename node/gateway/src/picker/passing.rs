@@ -7,9 +7,12 @@ use crate::error::Refusal;
 use crate::inspect::Inspect;
 use crate::metrics::dropped;
 use crate::observe::{End, Observation};
+use crate::usage::Usage;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
+use quorate_routing::expression::ReportedUsage;
 use quorate_routing::flow::{Outcome, Permit};
+use quorate_routing::plugin::reporter::{Report, Reported};
 use quorate_routing::{Api, BreakerState, Dialect, Endpoint, Failure, Reservation, now_ms};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -31,6 +34,8 @@ pub struct Passing {
     api: (Api, bool),
     dialect: Dialect,
     changes: Changes,
+    /// What the proxy wants to know at the end.
+    reports: Arc<[Report]>,
     /// Its place in the pool's flow control.
     permit: Option<Permit>,
     changer: Option<Box<Changer>>,
@@ -57,6 +62,7 @@ impl Passing {
             api: (asked.info.api, asked.info.stream),
             dialect: asked.dialect,
             changes: asked.changes,
+            reports: Arc::clone(&asked.class.pool.policy.reports),
             permit: asked.permit,
             changer: None,
             inspect: Inspect::Nothing,
@@ -176,8 +182,8 @@ impl Passing {
         all.freeze()
     }
 
-    /// The answer is whole.
-    pub fn end(&mut self) {
+    /// The answer is whole; gives what the pool's configuration wants told of it.
+    pub fn end(&mut self) -> Vec<Reported> {
         if let Some(reservation) = self.reservation.take()
             && !is_unavailable(self.status)
         {
@@ -185,6 +191,7 @@ impl Passing {
         }
         let usage = self.inspect.usage();
         served(self.permit.take(), usage.unwrap_or_default());
+        let reported = self.reported(usage.unwrap_or_default());
         let failed = self.inspect.has_failed() || self.grpc_failed;
         if let Some(mut observation) = self.observation.take() {
             if let Some(usage) = usage {
@@ -196,6 +203,20 @@ impl Passing {
                 End::Complete
             });
         }
+        reported
+    }
+
+    fn reported(&self, usage: Usage) -> Vec<Reported> {
+        if self.reports.is_empty() || usage == Usage::default() {
+            return Vec::new();
+        }
+        let usage = ReportedUsage {
+            prompt: usage.input,
+            completion: usage.output,
+            cached: usage.cached,
+        };
+        let reports = self.reports.iter();
+        reports.filter_map(|report| report.of(&usage)).collect()
     }
 }
 

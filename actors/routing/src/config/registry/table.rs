@@ -1,7 +1,7 @@
 //! The table of plugin types.
 
 use super::{Build, Built, Fields, Make, PluginType, Produces, Stability};
-use crate::plugin::{admitter, decider, filter, handler, picker, producer, scorer};
+use crate::plugin::{admitter, decider, filter, handler, picker, producer, reporter, scorer};
 use Make::{Here, Not, There, Without};
 use Stability::{Deprecated, Experimental, Stable};
 
@@ -206,7 +206,7 @@ pub(in crate::config) static TABLE: &[PluginType] = &[
         "agent-identity",
         super::super::compile::policies::agent_identity,
     ),
-    row("request-attribute-reporter", Stable, Not),
+    stable("request-attribute-reporter", reporter::build),
     row(
         "destination-endpoint-served-verifier",
         Stable,

@@ -2,6 +2,7 @@
 
 use super::talk::*;
 use crate::config::ExtProcConfig;
+use quorate_routing::PoolPolicy;
 use quorate_routing::config::flow::{
     BandConfig, ConcurrencyMode, FlowControlConfig, SaturationDetector,
 };
@@ -24,11 +25,11 @@ fn one_at_a_time() -> World {
         },
         ..FlowControlConfig::default()
     };
-    with_flow(
-        1,
-        ExtProcConfig::default(),
-        Some(FlowControl::new("p", config)),
-    )
+    let policy = PoolPolicy {
+        flow: Some(FlowControl::new("p", config)),
+        ..PoolPolicy::default()
+    };
+    with_policy(1, ExtProcConfig::default(), policy)
 }
 
 #[tokio::test]

@@ -1,53 +1,30 @@
 //! A small world of endpoints, and one stream in it with the test as Envoy.
 
+#[path = "../../../tests/envoy/mod.rs"]
+mod envoy_says;
+
 use super::super::*;
 use crate::config::ExtProcConfig;
 use crate::server;
+pub(super) use envoy_says::{
+    endpoint, head, header_map, request_body, response_body, response_head,
+};
 use futures_util::{FutureExt, StreamExt};
 use prost_types::value::Kind;
 use quorate_gateway::GatewayShared;
 use quorate_proto::envoy::config::core::v3 as envoy;
 use quorate_proto::envoy::service::ext_proc::v3::processing_response::Response as Said;
 use quorate_proto::envoy::service::ext_proc::v3::{
-    CommonResponse, HeaderMutation, HttpBody, HttpTrailers, ImmediateResponse,
-    ProtocolConfiguration, body_mutation::Mutation,
+    CommonResponse, HeaderMutation, HttpTrailers, ImmediateResponse, ProtocolConfiguration,
+    body_mutation::Mutation,
 };
-use quorate_routing::flow::FlowControl;
-use quorate_routing::{
-    Endpoint, EndpointSpec, Health, PoolPolicy, PoolSpec, RoutingView, ServedModel, Target,
-};
-use std::time::Duration;
+use quorate_routing::{Endpoint, PoolPolicy, PoolSpec, RoutingView};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub(super) const CHAT: &str = "/v1/chat/completions";
 pub(super) const BODY: &str =
     r#"{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
-
-pub(super) fn endpoint(name: &str, host: &str) -> Arc<Endpoint> {
-    let endpoint = Arc::new(Endpoint::new(
-        EndpointSpec {
-            name: name.into(),
-            incarnation: 1,
-            pool: "p".into(),
-            target: Target::new(false, host, 8000),
-            h2c: false,
-            region: "r".into(),
-            rank: None,
-            labels: Default::default(),
-            breaker: Default::default(),
-            slow_start: Duration::ZERO,
-            stall_timeout: Duration::from_secs(60),
-        },
-        None,
-    ));
-    endpoint.set_models(vec![ServedModel {
-        id: "m".into(),
-        ..Default::default()
-    }]);
-    endpoint.set_health(Health::Ready, 1);
-    endpoint
-}
 
 pub(super) struct World {
     pub(super) shared: Arc<GatewayShared>,
@@ -56,15 +33,15 @@ pub(super) struct World {
 }
 
 pub(super) fn world(count: u8, config: ExtProcConfig) -> World {
-    with_flow(count, config, None)
+    with_policy(count, config, PoolPolicy::default())
 }
 
-/// The same with flow control for its pool.
-pub(super) fn with_flow(count: u8, config: ExtProcConfig, flow: Option<Arc<FlowControl>>) -> World {
+/// The same with a policy for its pool.
+pub(super) fn with_policy(count: u8, config: ExtProcConfig, policy: PoolPolicy) -> World {
     let endpoints: Vec<_> = (1..=count)
         .map(|i| endpoint(&format!("e{i}"), &format!("10.0.0.{i}")))
         .collect();
-    if let Some(flow) = &flow {
+    if let Some(flow) = &policy.flow {
         flow.observe(&endpoints);
     }
     let view = RoutingView::with_policies([(
@@ -72,10 +49,7 @@ pub(super) fn with_flow(count: u8, config: ExtProcConfig, flow: Option<Arc<FlowC
             name: "p".into(),
             ..Default::default()
         },
-        Arc::new(PoolPolicy {
-            flow,
-            ..PoolPolicy::default()
-        }),
+        Arc::new(policy),
         endpoints.clone(),
     )]);
     let view = Arc::new(arc_swap::ArcSwap::from_pointee(view));
@@ -186,46 +160,6 @@ impl Talk {
     }
 }
 
-pub(super) fn header_map(headers: &[(&str, &str)]) -> Option<envoy::HeaderMap> {
-    let headers = headers.iter().map(|(key, value)| envoy::HeaderValue {
-        key: (*key).to_owned(),
-        raw_value: value.as_bytes().to_vec().into(),
-        ..Default::default()
-    });
-    Some(envoy::HeaderMap {
-        headers: headers.collect(),
-    })
-}
-
-pub(super) fn head(method: &str, path: &str, end_of_stream: bool, more: &[(&str, &str)]) -> Kinds {
-    let all = [&[(":method", method), (":path", path)], more].concat();
-    Kinds::RequestHeaders(HttpHeaders {
-        headers: header_map(&all),
-        end_of_stream,
-    })
-}
-
-pub(super) fn request_body(text: &str, end_of_stream: bool) -> Kinds {
-    Kinds::RequestBody(HttpBody {
-        body: text.to_owned().into(),
-        end_of_stream,
-    })
-}
-
-pub(super) fn response_head(status: &str, kind: &str, end_of_stream: bool) -> Kinds {
-    Kinds::ResponseHeaders(HttpHeaders {
-        headers: header_map(&[(":status", status), ("content-type", kind)]),
-        end_of_stream,
-    })
-}
-
-pub(super) fn response_body(text: &str, end_of_stream: bool) -> Kinds {
-    Kinds::ResponseBody(HttpBody {
-        body: text.to_owned().into(),
-        end_of_stream,
-    })
-}
-
 pub(super) fn trailers() -> HttpTrailers {
     HttpTrailers {
         trailers: header_map(&[("a", "b")]),
@@ -268,12 +202,17 @@ pub(super) fn code(immediate: &ImmediateResponse) -> i32 {
 }
 
 pub(super) fn lb(message: &ProcessingResponse) -> String {
-    let metadata = message.dynamic_metadata.as_ref().unwrap();
-    let Some(Kind::StructValue(inner)) = &metadata.fields["envoy.lb"].kind else {
-        panic!("{metadata:?}");
-    };
-    match &inner.fields["x-gateway-destination-endpoint"].kind {
-        Some(Kind::StringValue(text)) => text.clone(),
+    match told(message, "envoy.lb", "x-gateway-destination-endpoint") {
+        Some(Kind::StringValue(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a message sets in dynamic metadata.
+pub(super) fn told(message: &ProcessingResponse, namespace: &str, key: &str) -> Option<Kind> {
+    let metadata = message.dynamic_metadata.as_ref()?;
+    match &metadata.fields.get(namespace)?.kind {
+        Some(Kind::StructValue(inner)) => inner.fields.get(key)?.kind.clone(),
         other => panic!("{other:?}"),
     }
 }
