@@ -51,11 +51,12 @@ impl Report {
 pub(crate) fn build(fields: &mut Fields<'_>, _: &mut Build<'_>) -> Built {
     let mut reports = Vec::new();
     let items = fields.items("attributes");
-    if items.is_empty() || items.len() > MAX_ATTRIBUTES {
-        fields.error(
-            "attributes",
-            format!("must have 1 to {MAX_ATTRIBUTES} entries"),
-        );
+    if items.is_empty() {
+        fields.error("attributes", "must not be empty");
+    }
+    if items.len() > MAX_ATTRIBUTES {
+        let message = format!("must have at most {MAX_ATTRIBUTES} entries");
+        fields.error("attributes", message);
     }
     for (path, item) in items {
         let mut entry = Fields::new(&path, Some(item), fields.findings());
@@ -166,7 +167,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (attributes, part) in [
-            ("[]", "1 to 16"),
+            ("[]", "must not be empty"),
             ("[{expression: '1'}]", "key.name"),
             ("[{key: {name: x}}]", "expression"),
             ("[{key: {name: x}, expression: '1 +'}]", "missing"),
