@@ -3,6 +3,7 @@
 //! `link` holds one connection to each engine's event stream and puts its batches in order: gaps are replayed, a stream
 //! that starts again is a new incarnation. `events` decodes what comes out, whatever engine and version wrote it, into one
 //! model. `hash` computes block hashes as the engines do, so that a prompt can be looked up before any engine has seen it.
+//! `index` is the map itself: which holder has which block on which tier, changed by batches of the replicated log, read by every pick.
 //! `tier` names the places where blocks lie.
 //!
 //! The rules here take plain values and return plain values; only `link` opens sockets. What an engine sends is untrusted:
@@ -10,6 +11,7 @@
 
 pub mod events;
 pub mod hash;
+pub mod index;
 pub mod link;
 pub mod tier;
 

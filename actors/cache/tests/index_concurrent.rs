@@ -1,0 +1,134 @@
+//! Readers beside writers: what does not change is always found whole, and what changes is never more than what is there.
+
+use quorate_cache::Tier;
+use quorate_cache::index::{
+    CacheIndex, Columns, DeltaBatch, Digest, HolderKey, IndexConfig, Section,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const fn key(holder: u64) -> HolderKey {
+    HolderKey {
+        endpoint: holder,
+        rank: 0,
+    }
+}
+
+fn apply(index: &CacheIndex, section: Section) {
+    index.apply(&DeltaBatch {
+        sections: vec![section],
+    });
+}
+
+#[test]
+fn readers_see_the_constant_part_whole_while_everything_around_it_moves() {
+    const LEN: usize = 3000;
+    const KEPT: usize = 700;
+    let index = Arc::new(CacheIndex::new(IndexConfig {
+        max_bytes: 64 << 20,
+    }));
+    let chain: Vec<u64> = (1..=LEN as u64)
+        .map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .collect();
+    // A branch that leaves the chain within the constant part.
+    let branch: Vec<u64> = chain[..400]
+        .iter()
+        .copied()
+        .chain((1..=500u64).map(|n| n.wrapping_mul(0xd6e8_feb8_6659_fd93)))
+        .collect();
+    for holder in 0..5 {
+        let mut section = Section::new(key(holder), 1, 1, 0, 1);
+        section.replace = true;
+        apply(&index, section);
+    }
+    // The constant part goes in with the whole chain and the rest goes at once: its segments get tidied later, under the readers.
+    let mut section = Section::new(key(0), 1, 1, 1, 2);
+    section.stored(Tier::Gpu, None, &chain);
+    section.removed(Tier::Gpu, &chain[KEPT..]);
+    apply(&index, section);
+
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2 {
+            let (index, chain, branch, done) = (&index, &chain, &branch, &done);
+            scope.spawn(move || {
+                let mut columns = Columns::new();
+                let mut rounds = 0u64;
+                while !done.load(Ordering::Relaxed) || rounds < 100 {
+                    index.lookup(chain, &mut columns);
+                    assert_eq!(
+                        columns.get(key(0)).blocks as usize,
+                        KEPT,
+                        "reader {reader}, round {rounds}"
+                    );
+                    assert_eq!(columns.get(key(0)).on(Tier::Gpu) as usize, KEPT);
+                    for holder in 1..5 {
+                        let found = columns.get(key(holder));
+                        assert!(found.blocks as usize <= LEN);
+                        assert_eq!(found.by_tier.iter().sum::<u32>(), found.blocks);
+                    }
+                    index.lookup(branch, &mut columns);
+                    assert_eq!(
+                        columns.get(key(0)).blocks,
+                        400,
+                        "reader {reader}, round {rounds}"
+                    );
+                    rounds += 1;
+                }
+            });
+        }
+        let (index, chain, branch, finished) = (&index, &chain, &branch, &done);
+        let picker = scope.spawn(move || {
+            let mut random = fastrand::Rng::with_seed(7);
+            for generation in 0..4000u64 {
+                let chain = if random.bool() { chain } else { branch };
+                let len = random.usize(1..chain.len());
+                index.expect(key(random.u64(1..5)), 1, &chain[..len], generation);
+                if generation % 3 == 0 {
+                    index.expire(generation.saturating_sub(2));
+                }
+            }
+        });
+        scope.spawn(move || {
+            let mut random = fastrand::Rng::with_seed(3);
+            let mut sequence = [1u64; 5];
+            let mut rounds = 0;
+            while rounds < 4000 || !picker.is_finished() {
+                rounds += 1;
+                let holder = random.usize(1..5);
+                let chain = if random.bool() { chain } else { branch };
+                let (from, to) = (random.usize(0..chain.len()), random.usize(1..=chain.len()));
+                let (from, to) = (from.min(to - 1), to);
+                let mut section = Section::new(
+                    key(holder as u64),
+                    1,
+                    1,
+                    sequence[holder],
+                    sequence[holder] + 1,
+                );
+                sequence[holder] += 1;
+                match random.u8(0..8) {
+                    0..4 => section.stored(
+                        Tier::Gpu,
+                        from.checked_sub(1).map(|f| chain[f]),
+                        &chain[from..to],
+                    ),
+                    4..7 => section.removed(Tier::Gpu, &chain[from..to.min(from + 300)]),
+                    _ => section.cleared(None),
+                }
+                apply(index, section);
+            }
+            finished.store(true, Ordering::Relaxed);
+        });
+    });
+
+    // Nothing was lost and nothing is left over.
+    index.expire(1 << 14);
+    for holder in 0..5 {
+        apply(&index, Section::removal(key(holder), 1));
+    }
+    let stats = index.stats();
+    assert_eq!((stats.blocks, stats.pairs, stats.expected_now), (0, 0, 0));
+    assert_eq!(stats.expected, stats.confirmed + stats.dropped);
+    assert_eq!(index.digests().whole(), Digest::default());
+}
