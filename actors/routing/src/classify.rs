@@ -89,6 +89,7 @@ impl Class {
             slo_tpot_ms: self.slo_tpot_ms,
             // The route has been narrowed to it.
             subset: None,
+            together: None,
             multimodal: media,
         }
     }

@@ -39,7 +39,6 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expression {
     node: Node,
-    kind: Kind,
     /// Names behind `usage.` that no engine's usage has.
     unknown: Vec<String>,
 }

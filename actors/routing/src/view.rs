@@ -5,6 +5,7 @@ use crate::endpoint::{Endpoint, ServedModel};
 use crate::flow::FlowControl;
 use crate::objective::{AgentIdentity, Objectives};
 use crate::pick::{PowerOfTwo, Scheduler};
+use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use crate::rewrite::ModelRewrites;
 use arc_swap::ArcSwap;
@@ -36,6 +37,8 @@ pub struct PoolPolicy {
     pub objectives: Arc<Objectives>,
     /// Derives a fairness id for requests that name none; `None`: they are all one flow.
     pub agent_identity: Option<Arc<AgentIdentity>>,
+    /// Holds requests until their window closes; `None`: off.
+    pub burst: Option<Arc<Burst>>,
     /// What the proxy in front is told when a request has ended.
     pub reports: Arc<[Report]>,
     /// Holds requests back while the pool is full; `None`: nothing waits here. Stays the same for the pool's life.
@@ -50,6 +53,7 @@ impl Default for PoolPolicy {
             rewrites: Arc::default(),
             objectives: Arc::default(),
             agent_identity: None,
+            burst: None,
             reports: Arc::from([]),
             flow: None,
         }

@@ -6,6 +6,7 @@ use crate::observe::Observation;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, request};
 use quorate_routing::flow::Permit;
+use quorate_routing::plugin::producer::burst_prefix::Together;
 use quorate_routing::{Caller, Class, RequestInfo};
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,6 +39,8 @@ pub(crate) struct Call {
     pub class: Class,
     /// Its place in the pool's flow control, held until its answer has ended.
     pub permit: Option<Permit>,
+    /// Where it should go together with others that came at the same time.
+    pub together: Option<Together>,
     /// Set on what goes to the endpoint, in place of those of the same name: the scheduler's decision.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Set on the answer.

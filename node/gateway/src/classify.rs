@@ -132,6 +132,7 @@ fn classify(worker: &Worker, parsed: Parsed) -> Result<Call, Refusal> {
         info,
         class,
         permit: None,
+        together: None,
         request_headers: Vec::new(),
         response_headers: Vec::new(),
         changes,

@@ -8,6 +8,7 @@
 use crate::body::{GatewayBody, UpstreamBody, fail, is_unavailable};
 use crate::call::Call;
 use crate::error::Refusal;
+use crate::gather::Gathering;
 use crate::headers;
 use crate::metrics::{dropped, not_picked, retried};
 use crate::observe::End;
@@ -17,7 +18,9 @@ use http::Response;
 use quorate_routing::classify::media_sizes;
 use quorate_routing::flow::Outcome;
 use quorate_routing::request::PromptIn;
-use quorate_routing::{BreakerState, Endpoint, Failure, Reservation, Tried, now_ms};
+use quorate_routing::{
+    BreakerState, Endpoint, Failure, Reservation, SchedulingRequest, Tried, now_ms,
+};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -58,6 +61,14 @@ enum Last {
 async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody>, Refusal> {
     let core = &worker.core;
     core.budget.deposit();
+    let gathering = Gathering::join(&call.class, &call.info, &call.body, || {
+        let view = core.shared.view().load();
+        let route = view.route_of(&call.class, &call.info).ok()?;
+        Some(Arc::clone(&route.endpoints))
+    });
+    if let Some(gathering) = gathering {
+        call.together = Some(gathering.await);
+    }
     let mut tried = Tried::default();
     let mut attempts = 0;
     let mut last: Option<Last> = None;
@@ -193,9 +204,12 @@ fn pick(
         body: &call.body,
     };
     let media = media_sizes(&prompt);
-    let request = call
-        .class
-        .scheduling(&call.info, &call.parts.headers, &prompt, &media);
+    let request = SchedulingRequest {
+        together: call.together.as_ref(),
+        ..call
+            .class
+            .scheduling(&call.info, &call.parts.headers, &prompt, &media)
+    };
     let picked = route.pool.policy.scheduler.schedule(
         &request,
         &route,

@@ -26,6 +26,7 @@ mod error;
 mod forward;
 mod gaps;
 mod gateway;
+mod gather;
 mod grpc;
 mod headers;
 mod inspect;

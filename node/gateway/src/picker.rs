@@ -27,10 +27,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use quorate_routing::classify::media_sizes;
 use quorate_routing::flow::Permit;
+use quorate_routing::plugin::producer::burst_prefix::Together;
 use quorate_routing::request::PromptIn;
 use quorate_routing::{
-    Api, Caller, Class, Decision, Dialect, Endpoint, Picked, RequestInfo, Route, Target, Tried,
-    now_ms,
+    Api, Caller, Class, Decision, Dialect, Endpoint, Picked, RequestInfo, Route, SchedulingRequest,
+    Target, Tried, now_ms,
 };
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -78,6 +79,8 @@ pub struct Asked {
     dialect: Dialect,
     /// Its place in the pool's flow control.
     permit: Option<Permit>,
+    /// Where it should go together with others that came at the same time.
+    together: Option<Together>,
     observation: Observation,
 }
 
@@ -246,6 +249,7 @@ impl Picker {
             changes,
             dialect,
             permit: None,
+            together: None,
             observation,
         })
     }
@@ -315,7 +319,10 @@ impl Picker {
             body,
         };
         let media = media_sizes(&prompt);
-        let request = class.scheduling(info, headers, &prompt, &media);
+        let request = SchedulingRequest {
+            together: asked.together.as_ref(),
+            ..class.scheduling(info, headers, &prompt, &media)
+        };
         let mut tried = Tried::default();
         loop {
             let mut record = wanted.scores.then(Decision::default);

@@ -15,6 +15,7 @@ use crate::pipeline::{Named, Pipeline, Profile, Weighted};
 use crate::plugin::admitter::sheddable::Sheddable;
 use crate::plugin::handler::single::Single;
 use crate::plugin::picker::max_score::MaxScore;
+use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use crate::plugin::screener::subset::Subset;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct CompiledPolicy {
     pub flow: Option<FlowControlConfig>,
     /// Derives fairness ids for requests that name none; `None`: off.
     pub agent_identity: Option<Arc<AgentIdentity>>,
+    /// Holds requests until their window closes; `None`: off.
+    pub burst: Option<Arc<Burst>>,
     /// What the proxy in front is told when a request has ended.
     pub reports: Arc<[Report]>,
     /// What has no effect.
@@ -188,6 +191,17 @@ pub(super) fn compile(
         .iter()
         .find_map(|(_, built)| built.agent_identity.clone())
         .map(Arc::new);
+    let mut bursts = plugins
+        .built
+        .iter()
+        .filter_map(|(_, built)| built.burst.clone());
+    let burst = bursts.next();
+    if bursts.next().is_some() {
+        findings.error(
+            "plugins",
+            "there can be only one `burst-prefix-cache-producer`",
+        );
+    }
     let reports = plugins
         .built
         .iter()
@@ -198,6 +212,7 @@ pub(super) fn compile(
             scheduler: Arc::new(pipeline),
             flow,
             agent_identity,
+            burst,
             reports,
             warnings: findings.warnings,
         })

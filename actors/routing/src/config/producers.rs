@@ -9,6 +9,8 @@ use crate::pipeline::{ColumnId, Shape};
 pub enum Produces {
     /// Cached blocks of the prompt, by endpoint.
     Prefix,
+    /// The same column, but filled with where a burst of requests is to go: read only by who names its producer.
+    Placement,
     /// Expected latencies, by endpoint.
     Prediction,
     /// Share of the multimodal items that an endpoint has encoded already.
@@ -24,11 +26,19 @@ impl Produces {
     fn default_type(self) -> &'static str {
         match self {
             Self::Prefix => "approx-prefix-cache-producer",
+            Self::Placement => "burst-prefix-cache-producer",
             Self::Prediction => "predicted-latency-producer",
             Self::Multimodal => "mm-embeddings-cache-producer",
             Self::Uncached => "inflight-load-producer",
             Self::Session => "session-id-producer",
         }
+    }
+}
+
+impl Produces {
+    /// Whether who asks for `other` can read this.
+    fn reads_as(self, other: Self) -> bool {
+        self == other || (self == Self::Placement && other == Self::Prefix)
     }
 }
 
@@ -54,7 +64,7 @@ impl Ledger {
     /// Gives a plugin its column.
     pub fn claim(&mut self, plugin: &str, what: Produces) -> ColumnId {
         let next = match what {
-            Produces::Prefix => &mut self.shape.prefix,
+            Produces::Prefix | Produces::Placement => &mut self.shape.prefix,
             Produces::Prediction => &mut self.shape.predictions,
             Produces::Multimodal | Produces::Uncached => &mut self.shape.numbers,
             Produces::Session => &mut self.shape.texts,
@@ -97,7 +107,7 @@ impl Ledger {
             Some(name) => self
                 .columns
                 .iter()
-                .find(|c| c.what == what && c.plugin == name),
+                .find(|c| c.plugin == name && c.what.reads_as(what)),
             None => self.columns.iter().find(|c| c.what == what),
         };
         if let Some(column) = found {

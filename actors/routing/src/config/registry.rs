@@ -12,6 +12,7 @@ use crate::pipeline::{
     Admitter, ColumnId, DataProducer, Decider, Filter, OnPicked, Picker, ProfileHandler, Scorer,
     Screener, TokenAccounting,
 };
+use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Built {
     pub tokens: Option<TokenAccounting>,
     /// Derives fairness ids.
     pub agent_identity: Option<AgentIdentity>,
+    /// Holds requests until their window closes.
+    pub burst: Option<Arc<Burst>>,
     /// Told to the proxy in front when a request has ended.
     pub reports: Vec<Report>,
     /// Used by flow control.

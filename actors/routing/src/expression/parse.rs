@@ -41,7 +41,6 @@ pub(super) fn parse(text: &str, wanted: Kind) -> Result<Expression, ExpressionEr
     }
     Ok(Expression {
         node,
-        kind,
         unknown: parser.unknown,
     })
 }

@@ -72,6 +72,8 @@ fn truths_with_and_without_usage() {
         ("!(usage.other > 1 && false)", true, true),
         ("usage.other > 1 || false", false, false),
         ("true || false && false", true, true),
+        ("false || true", true, true),
+        ("true && false", false, false),
     ] {
         assert_eq!(truth(text, &USAGE), with, "{text}");
         assert_eq!(truth(text, &NOTHING), without, "{text}");

@@ -1,5 +1,6 @@
 //! What a pick may know of a request.
 
+use crate::plugin::producer::burst_prefix::Together;
 use http::HeaderMap;
 use std::sync::LazyLock;
 
@@ -66,6 +67,8 @@ pub struct SchedulingRequest<'a> {
     pub slo_tpot_ms: Option<f64>,
     /// `host:port` of the endpoints that may be picked; `None`: all. Only the host is compared.
     pub subset: Option<&'a [&'a str]>,
+    /// What the window gave that the request came in, where there are windows.
+    pub together: Option<&'a Together>,
     /// Sizes of images, sounds and videos in the prompt (any unit).
     pub multimodal: &'a [u64],
 }
@@ -92,6 +95,7 @@ impl Default for SchedulingRequest<'_> {
             slo_ttft_ms: None,
             slo_tpot_ms: None,
             subset: None,
+            together: None,
             multimodal: &[],
         }
     }

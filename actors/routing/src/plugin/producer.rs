@@ -1,5 +1,6 @@
 //! Data producers: what is found out about a request and the candidates before the profiles run.
 
 pub mod approx_prefix;
+pub mod burst_prefix;
 pub mod inflight_load;
 pub mod session_id;

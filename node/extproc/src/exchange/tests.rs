@@ -4,6 +4,7 @@ mod engines;
 mod flow;
 mod heads;
 mod talk;
+mod together;
 mod told;
 
 use super::*;

@@ -1,76 +1,104 @@
-//! A request that is held back while its pool is full.
+//! A request that is held back while its pool is full, or until those that come with it are there.
 
 use super::{Asked, Denied, Picker};
 use crate::admit::flow_request;
 use crate::error::Refusal;
-use quorate_routing::flow::{Admission, Outcome, Permit};
+use crate::gather::Gathering;
+use crate::worker::GatewayShared;
+use quorate_routing::flow::Admission;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 /// A request that may go on, now or later.
 pub enum Admitted {
     /// The pool has room, or no flow control.
     Now(Box<Asked>),
-    /// It is queued.
+    /// It is held back.
     Later(Waiting),
 }
 
-/// A request in the queue. Dropped, it leaves the queue.
+/// A request that is held back. Dropped, it leaves the queue.
 pub struct Waiting {
+    shared: Arc<GatewayShared>,
     asked: Option<Box<Asked>>,
-    admission: Admission,
+    what_for: WaitsFor,
+}
+
+enum WaitsFor {
+    Room(Admission),
+    Others(Gathering),
 }
 
 impl Picker {
     /// Asks the pool's flow control, if it has one. A pool that is not full costs a few atomic operations and no wait.
     pub fn admit(&self, asked: Asked) -> Admitted {
         let mut asked = Box::new(asked);
-        let Some(flow) = asked.class.pool.policy.flow.clone() else {
-            return Admitted::Now(asked);
+        let later = |asked, what_for| {
+            Admitted::Later(Waiting {
+                shared: Arc::clone(&self.shared),
+                asked: Some(asked),
+                what_for,
+            })
         };
-        let request = flow_request(
-            &asked.class,
-            &asked.info,
-            &asked.body,
-            asked.observation.labels(),
-            None,
-        );
-        match flow.try_admit(&request) {
-            Some(permit) => {
-                asked.permit = Some(permit);
-                Admitted::Now(asked)
-            }
-            None => {
-                let admission = flow.admit(request);
-                Admitted::Later(Waiting {
-                    admission,
-                    asked: Some(asked),
-                })
+        if let Some(flow) = asked.class.pool.policy.flow.clone() {
+            let request = flow_request(
+                &asked.class,
+                &asked.info,
+                &asked.body,
+                asked.observation.labels(),
+                None,
+            );
+            match flow.try_admit(&request) {
+                Some(permit) => asked.permit = Some(permit),
+                None => {
+                    let admission = flow.admit(request);
+                    return later(asked, WaitsFor::Room(admission));
+                }
             }
         }
+        match gather(&self.shared, &asked) {
+            None => Admitted::Now(asked),
+            Some(gathering) => later(asked, WaitsFor::Others(gathering)),
+        }
     }
+}
+
+fn gather(shared: &GatewayShared, asked: &Asked) -> Option<Gathering> {
+    Gathering::join(&asked.class, &asked.info, &asked.body, || {
+        let view = shared.view().load();
+        let route = view.route_of(&asked.class, &asked.info).ok()?;
+        Some(Arc::clone(&route.endpoints))
+    })
 }
 
 impl Waiting {
     /// The request, once it may go on, or why it may not.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Asked>, Denied>> {
-        let Poll::Ready(admitted) = Pin::new(&mut self.admission).poll(cx) else {
-            return Poll::Pending;
-        };
-        let Some(asked) = self.asked.take() else {
-            return Poll::Pending;
-        };
-        Poll::Ready(settled(asked, admitted))
-    }
-}
-
-fn settled(mut asked: Box<Asked>, admitted: Result<Permit, Outcome>) -> Result<Box<Asked>, Denied> {
-    match admitted {
-        Ok(permit) => {
-            asked.permit = Some(permit);
-            Ok(asked)
+        if let WaitsFor::Room(admission) = &mut self.what_for {
+            let admitted = ready!(Pin::new(admission).poll(cx));
+            let Some(mut asked) = self.asked.take() else {
+                return Poll::Pending;
+            };
+            match admitted {
+                Ok(permit) => asked.permit = Some(permit),
+                Err(outcome) => return Poll::Ready(Err(asked.refuse(&Refusal::Flow(outcome)))),
+            }
+            let Some(gathering) = gather(&self.shared, &asked) else {
+                return Poll::Ready(Ok(asked));
+            };
+            self.what_for = WaitsFor::Others(gathering);
+            self.asked = Some(asked);
         }
-        Err(outcome) => Err(asked.refuse(&Refusal::Flow(outcome))),
+        let WaitsFor::Others(gathering) = &mut self.what_for else {
+            return Poll::Pending;
+        };
+        let together = ready!(Pin::new(gathering).poll(cx));
+        let Some(mut asked) = self.asked.take() else {
+            return Poll::Pending;
+        };
+        asked.together = Some(together);
+        Poll::Ready(Ok(asked))
     }
 }

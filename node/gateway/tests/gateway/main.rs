@@ -17,3 +17,4 @@ mod retry;
 mod rewrite;
 mod streams;
 mod support;
+mod together;

@@ -191,7 +191,10 @@ pub(in crate::config) static TABLE: &[PluginType] = &[
         row("mm-embeddings-cache-producer", Stable, There),
         &[Produces::Multimodal],
     ),
-    producing(row("burst-prefix-cache-producer", Experimental, There), &[]),
+    producing(
+        experimental("burst-prefix-cache-producer", producer::burst_prefix::build),
+        &[Produces::Placement],
+    ),
     producing(row("p2p-source-producer", Experimental, There), &[]),
     row(
         "multicluster-approx-prefix-cache-producer",
