@@ -98,6 +98,18 @@ pub fn describe() {
         "Signals of the request path that found the list full."
     );
     describe_counter!(
+        "quorate_learnt_told_total",
+        "Blocks, sessions and cold uses that this router learnt and told the others of its region."
+    );
+    describe_counter!(
+        "quorate_learnt_heard_total",
+        "Blocks, sessions and cold uses that other routers told this one."
+    );
+    describe_counter!(
+        "quorate_learnt_dropped_total",
+        "What was learnt and not told, or told and of no use here, by reason."
+    );
+    describe_counter!(
         "quorate_discovery_errors_total",
         "Looks at a discovery source that failed."
     );

@@ -19,6 +19,7 @@ mod exchange;
 mod flows;
 mod gauges;
 mod http;
+mod learnt;
 mod mailbox;
 mod ownership;
 mod plane;

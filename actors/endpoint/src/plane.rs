@@ -9,7 +9,9 @@ use crate::exchange::server::LoadService;
 use crate::exchange::table::{Origin, Table};
 use crate::exchange::{Peer, Timing, actor as exchange};
 use crate::flows::{self, Flows};
+use crate::learnt::{self, Lessons};
 use crate::ownership::LiveNodes;
+use crate::scheduling::Policies;
 use crate::shared::{Catalog, Shared};
 use crate::signals::Signals;
 use crate::supervise::{Children, Supervisor, Wanted};
@@ -84,6 +86,7 @@ impl EndpointPlane {
         let live: LiveNodes = [(origin.node_id, Arc::clone(&origin.region))]
             .into_iter()
             .collect();
+        let policies = Policies::of_cluster(&options.cluster_id);
         let shared = Arc::new(Shared {
             origin,
             cluster_id: options.cluster_id,
@@ -92,7 +95,7 @@ impl EndpointPlane {
             tls: options.tls,
             view: options.view,
             catalog: ArcSwap::from_pointee(Catalog::default()),
-            policies: Mutex::default(),
+            policies: Mutex::new(policies),
             table: Mutex::new(Table::default()),
             outbox: Mutex::new(Outbox::default()),
             outbox_version: watch::channel(0).0,
@@ -100,6 +103,7 @@ impl EndpointPlane {
             live: watch::channel(Arc::new(live)).0,
             rebuild: Notify::new(),
             flows: Arc::new(Flows::default()),
+            lessons: Lessons::default(),
             events: broadcast::channel(EVENTS).0,
             stop: CancellationToken::new(),
         });
@@ -142,6 +146,7 @@ impl EndpointPlane {
             root: root.get_cell(),
             _gauges: Task::spawn(gauges::run(Arc::clone(&shared))),
             _flows: Task::spawn(flows::run(Arc::clone(&shared))),
+            _copies: Task::spawn(learnt::copy_for_newcomers(Arc::clone(&shared))),
             _failure: failure,
             shared,
         })
@@ -159,6 +164,7 @@ pub struct PlaneHandle {
     root: ActorCell,
     _gauges: Task,
     _flows: Task,
+    _copies: Task,
     _failure: Task,
 }
 

@@ -7,18 +7,20 @@
 use crate::catalog::Declared;
 use metrics::{counter, gauge};
 use quorate_proto::v1::{self, resource::Spec};
-use quorate_routing::config::{CompiledPolicy, EndpointPickerConfig};
+use quorate_routing::config::{CompiledPolicy, EndpointPickerConfig, Registry};
 use quorate_routing::flow::FlowControl;
 use quorate_routing::{
     ModelRewrite, ModelRewrites, Objectives, PoolPolicy, RewriteRule, RewriteTarget,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The policies of all pools. Changed by the directory only.
 #[derive(Default)]
 pub struct Policies {
     pools: BTreeMap<String, PoolState>,
+    registry: Registry,
 }
 
 #[derive(Default)]
@@ -44,6 +46,14 @@ struct Config {
 }
 
 impl Policies {
+    /// None yet. Routers of the same cluster hash prompts alike, so that they can tell each other what they learnt.
+    pub fn of_cluster(id: &str) -> Self {
+        Self {
+            pools: BTreeMap::new(),
+            registry: Registry::default().with_secret(xxh3_64(id.as_bytes())),
+        }
+    }
+
     /// Takes in what is declared now.
     pub fn update(&mut self, declared: &Declared) {
         let pools: Vec<&str> = declared.pools.iter().filter_map(name_of).collect();
@@ -56,7 +66,7 @@ impl Policies {
         });
         for pool in pools {
             let state = self.pools.entry(pool.to_owned()).or_default();
-            state.update(pool, declared);
+            state.update(pool, declared, &self.registry);
         }
     }
 
@@ -89,8 +99,8 @@ impl Policies {
 }
 
 impl PoolState {
-    fn update(&mut self, pool: &str, declared: &Declared) {
-        let config = self.take_config(pool, declared);
+    fn update(&mut self, pool: &str, declared: &Declared, registry: &Registry) {
+        let config = self.take_config(pool, declared, registry);
         let objectives = objectives(pool, declared);
         let rewrites = rewrites(pool, declared);
         if !config && objectives == self.objectives && rewrites == self.rewrites {
@@ -102,6 +112,10 @@ impl PoolState {
             policy.scheduler = match &self.config {
                 Some(config) => Arc::clone(&config.compiled.scheduler) as _,
                 None => default.scheduler,
+            };
+            policy.learners = match &self.config {
+                Some(config) => Arc::clone(&config.compiled.learners),
+                None => default.learners,
             };
             let compiled = self.config.as_ref().map(|c| &c.compiled);
             policy.agent_identity = compiled.and_then(|c| c.agent_identity.clone());
@@ -127,7 +141,7 @@ impl PoolState {
     }
 
     /// True if another config is in use from now on.
-    fn take_config(&mut self, pool: &str, declared: &Declared) -> bool {
+    fn take_config(&mut self, pool: &str, declared: &Declared, registry: &Registry) -> bool {
         let found = declared
             .configs
             .iter()
@@ -159,7 +173,7 @@ impl PoolState {
         if matches!(&self.refused, Some((text, _)) if *text == spec.config) {
             return false;
         }
-        match compile(&spec.config) {
+        match compile(&spec.config, registry) {
             Ok((compiled, warnings)) => {
                 tracing::info!(
                     pool,
@@ -198,11 +212,11 @@ impl PoolState {
     }
 }
 
-fn compile(text: &str) -> Result<(CompiledPolicy, Vec<String>), String> {
+fn compile(text: &str, registry: &Registry) -> Result<(CompiledPolicy, Vec<String>), String> {
     let parsed = EndpointPickerConfig::parse(text).map_err(|errors| errors.to_string())?;
     let compiled = parsed
         .config
-        .compile()
+        .compile_with(registry)
         .map_err(|errors| errors.to_string())?;
     let all = parsed.warnings.iter().chain(&compiled.warnings);
     let warnings = all.map(ToString::to_string).collect();

@@ -9,6 +9,7 @@ use crate::exchange::outbox::Outbox;
 use crate::exchange::table::{Changes, Origin, Table};
 use crate::exchange::{Key, Report, Timing};
 use crate::flows::Flows;
+use crate::learnt::Lessons;
 use crate::mailbox::Mailbox;
 use crate::ownership::LiveNodes;
 use crate::plane::CheckCaller;
@@ -163,6 +164,8 @@ pub struct Shared {
     pub rebuild: Notify,
     /// Flow control of the pools, between the nodes.
     pub flows: Arc<Flows>,
+    /// What the routers of the region learn from their picks.
+    pub lessons: Lessons,
     /// For the node.
     pub events: broadcast::Sender<PlaneEvent>,
     /// Ends everything that is not an actor.

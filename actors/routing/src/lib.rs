@@ -16,6 +16,7 @@ pub mod endpoint;
 pub mod expression;
 pub mod flow;
 pub mod identity;
+pub mod learnt;
 pub mod objective;
 pub mod pick;
 pub mod pipeline;

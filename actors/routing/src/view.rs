@@ -3,8 +3,10 @@
 
 use crate::endpoint::{Endpoint, ServedModel};
 use crate::flow::FlowControl;
+use crate::learnt::Learner;
 use crate::objective::{AgentIdentity, Objectives};
 use crate::pick::{PowerOfTwo, Scheduler};
+use crate::pipeline::Named;
 use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use crate::rewrite::ModelRewrites;
@@ -43,6 +45,8 @@ pub struct PoolPolicy {
     pub reports: Arc<[Report]>,
     /// Holds requests back while the pool is full; `None`: nothing waits here. Stays the same for the pool's life.
     pub flow: Option<Arc<FlowControl>>,
+    /// Parts of the scheduler that learn from picks what other routers should know.
+    pub learners: Arc<[Named<dyn Learner>]>,
 }
 
 impl Default for PoolPolicy {
@@ -56,6 +60,7 @@ impl Default for PoolPolicy {
             burst: None,
             reports: Arc::from([]),
             flow: None,
+            learners: Arc::new([]),
         }
     }
 }

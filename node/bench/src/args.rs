@@ -95,6 +95,10 @@ pub struct HttpArgs {
     /// Process whose CPU time and memory to report: of the server, so as to know its cost per request and token. Repeatable.
     #[arg(long, value_name = "PID", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..))]
     pub cpu_pid: Vec<u32>,
+    /// Model server whose metrics page to read before and after the run: tells which share of the prompts' tokens the engines had cached
+    /// (vLLM, SGLang). Repeatable.
+    #[arg(long = "engine", value_name = "URL")]
+    pub engines: Vec<Target>,
 }
 
 /// The APIs that bodies can be generated for.

@@ -16,8 +16,9 @@ mod workload;
 
 use crate::{
     args::{Api, HttpArgs, Target},
+    engines::{self, Counters},
     process::{self, Watch},
-    report::{CpuReport, HttpReport, Report},
+    report::{CpuReport, EnginesReport, HttpReport, Report},
 };
 use anyhow::{Context, anyhow, ensure};
 use arrival::Starts;
@@ -50,7 +51,7 @@ const HEAD_START: Duration = Duration::from_millis(50);
 /// Runs the load and blocks until it is over. Errors are what keeps it from running (bad arguments, files, names); failed
 /// requests are counted in the report.
 pub fn run_http(args: HttpArgs) -> anyhow::Result<Report> {
-    let (shared, threads) = prepare(&args)?;
+    let (shared, threads, before) = prepare(&args)?;
     for pid in &args.cpu_pid {
         process::read(*pid)?;
     }
@@ -92,6 +93,10 @@ pub fn run_http(args: HttpArgs) -> anyhow::Result<Report> {
         let stats = handle.join().map_err(|_| anyhow!("a load thread failed"))?;
         total.add(&stats?)?;
     }
+    let engines = match args.engines.len() {
+        0 => None,
+        n => Some(engines::read(&args.engines)?.since(before, n)),
+    };
     let until = match shared.window.until {
         Some(until) => ended.min(until),
         None => total.last_end.unwrap_or(ended),
@@ -105,11 +110,12 @@ pub fn run_http(args: HttpArgs) -> anyhow::Result<Report> {
         seconds,
         processes?,
         own?.iter().map(|p| p.cpu_s()).sum(),
+        engines,
     )
 }
 
 /// Checks everything that can be checked before the first connection.
-fn prepare(args: &HttpArgs) -> anyhow::Result<(Arc<Shared>, usize)> {
+fn prepare(args: &HttpArgs) -> anyhow::Result<(Arc<Shared>, usize, Counters)> {
     ensure!(!args.timeout.is_zero(), "--timeout is longer than 0");
     let open_loop = args.rate.is_some() || args.trace.is_some();
     let workload = Workload::new(args)?;
@@ -152,6 +158,7 @@ fn prepare(args: &HttpArgs) -> anyhow::Result<(Arc<Shared>, usize)> {
         duration != Some(Duration::ZERO),
         "--duration is longer than 0"
     );
+    let counters = engines::read(&args.engines)?;
     let start = Instant::now()
         + if open_loop {
             HEAD_START
@@ -187,7 +194,7 @@ fn prepare(args: &HttpArgs) -> anyhow::Result<(Arc<Shared>, usize)> {
         budget: args.requests.map(AtomicU64::new),
         stop: AtomicBool::new(false),
     };
-    Ok((Arc::new(shared), threads))
+    Ok((Arc::new(shared), threads, counters))
 }
 
 fn server(args: &HttpArgs, target: &Target) -> anyhow::Result<Server> {
@@ -297,6 +304,7 @@ fn report(
     seconds: f64,
     processes: Vec<process::ProcessReport>,
     generator_cpu_s: f64,
+    engines: Option<EnginesReport>,
 ) -> anyhow::Result<Report> {
     let mut all = UrlStats::new()?;
     for url in &total.urls {
@@ -342,6 +350,7 @@ fn report(
         connections_opened: total.connections_opened,
         max_in_flight: total.max_in_flight,
         usage: (total.usage.answers > 0).then(|| total.usage.clone()),
+        engines,
         cpu,
         urls: total
             .urls

@@ -12,6 +12,7 @@
 
 mod args;
 mod control;
+mod engines;
 mod http_load;
 mod process;
 mod quantiles;
@@ -22,4 +23,4 @@ pub use control::{ControlArgs, ControlOp, FailoverArgs, LoadArgs, run_control};
 pub use http_load::run_http;
 pub use process::ProcessReport;
 pub use quantiles::Quantiles;
-pub use report::{ControlReport, CpuReport, HttpReport, Report, UrlReport, Usage};
+pub use report::{ControlReport, CpuReport, EnginesReport, HttpReport, Report, UrlReport, Usage};

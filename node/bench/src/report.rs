@@ -76,6 +76,8 @@ pub struct HttpReport {
     pub max_in_flight: u64,
     /// What the engines' usage objects add up to, if there were any.
     pub usage: Option<Usage>,
+    /// What the engines' metrics pages say (`--engine`).
+    pub engines: Option<EnginesReport>,
     /// What the watched processes spent.
     pub cpu: Option<CpuReport>,
     /// The same, for each URL.
@@ -119,6 +121,19 @@ impl Usage {
         self.cached_tokens += other.cached_tokens;
         self.completion_tokens += other.completion_tokens;
     }
+}
+
+/// What engines counted from before the first request (of the warm-up, too) to the end of the last request.
+#[derive(Debug, Clone, Serialize)]
+pub struct EnginesReport {
+    /// How many were asked.
+    pub engines: usize,
+    /// Prompt tokens that they looked up in their prefix caches.
+    pub prefix_queries: f64,
+    /// Those that they found.
+    pub prefix_hits: f64,
+    /// Found of looked up; none if nothing was.
+    pub hit_ratio: Option<f64>,
 }
 
 /// CPU time of the watched processes within the window.
@@ -221,6 +236,19 @@ impl Display for HttpReport {
             writeln!(
                 f,
                 "usage      {answers} answers: {prompt_tokens} prompt tokens ({hit:.1} % cached), {completion_tokens} generated"
+            )?;
+        }
+        if let Some(engines) = &self.engines {
+            let EnginesReport {
+                engines: n,
+                prefix_queries,
+                hit_ratio,
+                ..
+            } = engines;
+            let hit = 100.0 * hit_ratio.unwrap_or(0.0);
+            writeln!(
+                f,
+                "engines    {n}: {hit:.1} % of {prefix_queries:.0} prompt tokens from the prefix cache"
             )?;
         }
         writeln!(f)?;

@@ -752,3 +752,38 @@ fn wrong_arguments_are_errors() {
         assert!(bench(&args).is_err(), "{wrong:?}");
     }
 }
+
+#[test]
+fn engines_say_what_they_had_cached() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let pages = asked.clone();
+    let (a, _) = serve(move |seen| {
+        let page = if seen.head.uri.path() == "/metrics" {
+            let n = pages.fetch_add(1, Ordering::SeqCst);
+            format!(
+                "vllm:prefix_cache_queries_total{{e=\"0\"}} {}\nvllm:prefix_cache_hits_total{{e=\"0\"}} {}\n",
+                100 + 60 * n,
+                40 + 15 * n
+            )
+        } else {
+            "{}".to_owned()
+        };
+        async move { full(page) }
+    });
+    let url = format!("http://{a}");
+    let r = bench(&["--url", &url, "-n", "5", "--engine", &url]).unwrap();
+    let engines = r.engines.unwrap();
+    assert_eq!((r.requests, asked.load(Ordering::SeqCst)), (5, 2));
+    assert_eq!(
+        (engines.engines, engines.prefix_queries, engines.hit_ratio),
+        (1, 60.0, Some(0.25))
+    );
+    // One that says nothing of it is told before the first request.
+    let (b, seen) = serve(|_| async { full("up 1\n") });
+    let wrong = bench(&["--url", &url, "-n", "5", "--engine", &format!("http://{b}")]);
+    assert!(format!("{:#}", wrong.unwrap_err()).contains("prefix cache"));
+    assert_eq!(
+        (seen.load(Ordering::SeqCst), asked.load(Ordering::SeqCst)),
+        (1, 2)
+    );
+}

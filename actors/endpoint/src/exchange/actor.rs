@@ -1,6 +1,7 @@
-//! The exchange's actor: keeps one link to each known peer, and looks at this node's own counts when they change.
+//! The exchange's actor: keeps one link to each known peer, and looks at this node's own counts, and at what it learnt, when they change.
 
 use crate::exchange::{Peer, client};
+use crate::learnt;
 use crate::mailbox::{Letter, Mailbox};
 use crate::shared::Shared;
 use crate::supervise::ChildSpec;
@@ -84,6 +85,7 @@ impl Actor for Exchange {
                 // Counts change within requests; the time-out catches what a flag may have missed.
                 let _ = timeout(pace.keep_alive, shared.signals.woken()).await;
                 shared.scan();
+                learnt::exchange(&shared);
                 tokio::time::sleep(pace.gap).await;
             }
         };

@@ -2,6 +2,7 @@
 
 use crate::exchange::{Pace, Peer};
 use crate::flows::Mail;
+use crate::learnt::Satchel;
 use crate::shared::Shared;
 use quorate_proto::peer::v1::load_exchange_client::LoadExchangeClient;
 use quorate_proto::peer::v1::{LoadAck, LoadHello, LoadUpdate};
@@ -48,6 +49,7 @@ pub async fn run(shared: Arc<Shared>, peer: Peer) {
 
 /// One stream from hello to its end.
 async fn stream(shared: &Shared, peer: &Peer, pace: Pace) -> Result<(), Status> {
+    let near = peer.region == shared.origin.region;
     let mut client = LoadExchangeClient::new((peer.connect)());
     let mut version = shared.outbox_version.subscribe();
     let (messages, outgoing) = mpsc::channel(QUEUE);
@@ -57,6 +59,8 @@ async fn stream(shared: &Shared, peer: &Peer, pace: Pace) -> Result<(), Status> 
         sent: 0,
         // What was put there for an earlier stream is void.
         mail: shared.flows.link_opened(peer.node_id),
+        // Routers of other regions have endpoints of their own.
+        lessons: near.then(|| shared.lessons.link_opened(peer.node_id)),
     };
     let opened = client.report(ReceiverStream::new(outgoing));
     // The answer's head comes when the peer has read hello: both must be under way at once.
@@ -87,6 +91,7 @@ struct Sender<'a> {
     messages: mpsc::Sender<LoadUpdate>,
     sent: u64,
     mail: Arc<Mail>,
+    lessons: Option<Arc<Satchel>>,
 }
 
 impl Sender<'_> {
@@ -133,6 +138,13 @@ impl Sender<'_> {
                         if self.messages.send(update).await.is_err() {
                             return;
                         }
+                    }
+                }
+                () = Satchel::filled(self.lessons.as_deref()) => {
+                    let learnt = self.lessons.as_ref().map(|l| l.take()).unwrap_or_default();
+                    let update = LoadUpdate { learnt, ..Default::default() };
+                    if self.messages.send(update).await.is_err() {
+                        return;
                     }
                 }
                 changed = timeout(pace.keep_alive, changed) => {

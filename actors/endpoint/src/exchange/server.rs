@@ -3,6 +3,7 @@
 use crate::events::PlaneEvent;
 use crate::exchange::Pace;
 use crate::exchange::table::{Origin, StreamId};
+use crate::learnt;
 use crate::shared::Shared;
 use quorate_proto::peer::v1::load_exchange_server::LoadExchange;
 use quorate_proto::peer::v1::{LoadAck, LoadUpdate};
@@ -150,6 +151,7 @@ impl Incoming {
                     Ok(Some(update)) => {
                         deadline = Instant::now() + pace.silence;
                         self.shared.flows.receive(self.node_id, &update.flow);
+                        learnt::receive(&self.shared, &update.learnt);
                         let changes = self.shared.table.lock().update(self.id, &update, grace, now_ms());
                         self.shared.apply(changes);
                     }

@@ -10,6 +10,7 @@ use super::{
     ConfigErrors, EndpointPickerConfig, Fields, FlowControlConfig, PluginSpec, ProfilePlugin,
     ProfileSpec,
 };
+use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
 use crate::pipeline::{Named, Pipeline, Profile, Weighted};
 use crate::plugin::admitter::sheddable::Sheddable;
@@ -33,6 +34,8 @@ pub struct CompiledPolicy {
     pub burst: Option<Arc<Burst>>,
     /// What the proxy in front is told when a request has ended.
     pub reports: Arc<[Report]>,
+    /// The plugins that learn from picks what other routers should know.
+    pub learners: Arc<[Named<dyn Learner>]>,
     /// What has no effect.
     pub warnings: Vec<Problem>,
 }
@@ -87,6 +90,7 @@ impl Plugins<'_> {
                             profiles: &[],
                             built: &[],
                             ledger: &mut ledger,
+                            secret: 0,
                         };
                         take(&make(&mut fields, &mut build)).filter(|_| unused.errors.is_empty())
                     }
@@ -207,6 +211,11 @@ pub(super) fn compile(
         .iter()
         .flat_map(|(_, built)| built.reports.iter().cloned())
         .collect();
+    let learners = plugins.built.iter().filter_map(|(spec, built)| {
+        let learner = built.learner.as_ref()?;
+        Some(Named::new(spec.name.as_str(), Arc::clone(learner)))
+    });
+    let learners = learners.collect();
     if findings.errors.is_empty() {
         Ok(CompiledPolicy {
             scheduler: Arc::new(pipeline),
@@ -214,6 +223,7 @@ pub(super) fn compile(
             agent_identity,
             burst,
             reports,
+            learners,
             warnings: findings.warnings,
         })
     } else {
@@ -290,6 +300,7 @@ fn build_one(
             profiles,
             built,
             ledger,
+            secret: registry.secret(),
         };
         let mut fields = Fields::new(&path, spec.parameters.as_ref(), findings);
         match kind.make {

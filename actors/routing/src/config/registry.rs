@@ -7,6 +7,7 @@ use super::flow::{FairnessPolicy, OrderingPolicy, SaturationDetector, UsageLimit
 use super::producers::Ledger;
 pub use super::producers::Produces;
 use super::{PluginSpec, ProfileSpec};
+use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
 use crate::pipeline::{
     Admitter, ColumnId, DataProducer, Decider, Filter, OnPicked, Picker, ProfileHandler, Scorer,
@@ -39,6 +40,8 @@ pub struct Built {
     pub screener: Option<Arc<dyn Screener>>,
     /// Runs after the pick.
     pub on_picked: Option<Arc<dyn OnPicked>>,
+    /// Learns from picks what other routers should know.
+    pub learner: Option<Arc<dyn Learner>>,
     /// What reservations count.
     pub tokens: Option<TokenAccounting>,
     /// Derives fairness ids.
@@ -118,10 +121,20 @@ impl Built {
 /// Makes a plugin from its parameters.
 pub type Factory = dyn Fn(&mut Fields<'_>, &mut Build<'_>) -> Built + Send + Sync;
 
-/// Producers that other crates bring: of real tokens, of precise prefix matches, of predictions.
-#[derive(Clone, Default)]
+/// Producers that other crates bring (of real tokens, of precise prefix matches, of predictions), and the cluster's secret.
+#[derive(Clone)]
 pub struct Registry {
     producers: BTreeMap<String, Arc<Factory>>,
+    secret: u64,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            producers: BTreeMap::new(),
+            secret: crate::random::process_seed(),
+        }
+    }
 }
 
 impl Registry {
@@ -136,6 +149,18 @@ impl Registry {
         self
     }
 
+    /// What hashes of prompts begin with, so that nobody outside can choose prompts that collide. Routers that tell each other
+    /// what they learnt must have the same; without it every process has its own.
+    #[must_use]
+    pub fn with_secret(mut self, secret: u64) -> Self {
+        self.secret = secret;
+        self
+    }
+
+    pub(super) fn secret(&self) -> u64 {
+        self.secret
+    }
+
     pub(super) fn get(&self, kind: &str) -> Option<&Arc<Factory>> {
         self.producers.get(kind)
     }
@@ -147,12 +172,18 @@ pub struct Build<'a> {
     pub(super) profiles: &'a [ProfileSpec],
     pub(super) built: &'a [(PluginSpec, Built)],
     pub(super) ledger: &'a mut Ledger,
+    pub(super) secret: u64,
 }
 
 impl Build<'_> {
     /// The plugin's own name.
     pub fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// What hashes of prompts begin with.
+    pub fn secret(&self) -> u64 {
+        self.secret
     }
 
     /// The column that this plugin fills.

@@ -2,18 +2,22 @@
 //!
 //! `encoded_endpoint_header` keeps nothing: the answer carries the endpoint's name in a header, in base64, and the client sends it back.
 //! `session_id` keeps a binding for each session that it has seen, forgets it after a time without use, and binds anew only when the
-//! bound endpoint is not among the candidates any more.
+//! bound endpoint is not among the candidates any more. The routers of a region tell each other which sessions they bound.
 
 mod bindings;
 
 use crate::config::Fields;
 use crate::config::registry::{Build, Produces};
+use crate::endpoint::Endpoint;
+use crate::learnt::{Learner, Learnt, NotLearnt, SESSION_WORDS};
 use crate::pipeline::{ColumnId, Context, Extras, OnPicked, Row, Stages};
 use crate::plugin::labels::header_name;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-pub use bindings::Bindings;
+pub use bindings::{Bindings, Place};
 use http::{HeaderName, HeaderValue};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where a session's name is read.
@@ -177,9 +181,60 @@ impl OnPicked for SessionAffinity {
                             .iter()
                             .any(|e| e.slot().uid() == uid && e.tier(context.now).is_some())
                     };
-                    bindings.bind(session, endpoint.slot().uid(), context.now, still_there);
+                    bindings.bind(session, Place::of(endpoint), context.now, still_there);
                 }
             }
+        }
+    }
+}
+
+impl Learner for SessionAffinity {
+    fn take(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        budget: &mut usize,
+        now: u64,
+    ) -> Vec<(Arc<Endpoint>, Learnt)> {
+        let Strategy::SessionId(_, bindings) = &self.strategy else {
+            return Vec::new();
+        };
+        let mut by_endpoint: HashMap<u64, Vec<_>> = HashMap::new();
+        for (uid, binding) in bindings.take(*budget / SESSION_WORDS, now) {
+            *budget = budget.saturating_sub(SESSION_WORDS);
+            by_endpoint.entry(uid).or_default().push(binding);
+        }
+        // Of endpoints that are gone nobody needs to know.
+        let named = endpoints.iter().filter_map(|endpoint| {
+            let bindings = by_endpoint.remove(&endpoint.slot().uid())?;
+            Some((Arc::clone(endpoint), Learnt::Sessions(bindings)))
+        });
+        named.collect()
+    }
+
+    fn lost(&self) -> u64 {
+        match &self.strategy {
+            Strategy::EncodedEndpoint(_) => 0,
+            Strategy::SessionId(_, bindings) => bindings.lost(),
+        }
+    }
+
+    fn copy(&self, endpoint: &Arc<Endpoint>, words: usize, now: u64) -> Option<Learnt> {
+        let Strategy::SessionId(_, bindings) = &self.strategy else {
+            return None;
+        };
+        let found = bindings.copy(endpoint.slot().uid(), words / SESSION_WORDS, now);
+        (!found.is_empty()).then_some(Learnt::Sessions(found))
+    }
+
+    fn learn(&self, endpoint: &Arc<Endpoint>, learnt: &Learnt, now: u64) -> Result<(), NotLearnt> {
+        match (&self.strategy, learnt) {
+            (Strategy::SessionId(_, bindings), Learnt::Sessions(told)) => {
+                for binding in told {
+                    bindings.learn(binding, endpoint.slot().uid(), now);
+                }
+                Ok(())
+            }
+            _ => Err(NotLearnt::Kind),
         }
     }
 }

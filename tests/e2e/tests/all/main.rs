@@ -11,6 +11,7 @@ mod envoy;
 mod envoy_engines;
 mod failover;
 mod flow_control;
+mod learnt;
 mod malformed_control;
 mod malformed_http;
 mod membership;

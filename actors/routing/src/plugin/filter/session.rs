@@ -24,7 +24,8 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     };
     Built {
         filter: Some(Arc::new(SessionFilter(Arc::clone(&affinity)))),
-        on_picked: Some(affinity),
+        on_picked: Some(affinity.clone()),
+        learner: Some(affinity),
         ..Built::default()
     }
 }

@@ -3,7 +3,7 @@
 //! The prompt's bytes are cut into blocks of as many bytes as the estimated tokens of a block have, and each block is hashed with the
 //! hash of the one before as seed (xxHash64; the first seed follows from model, cache salt and a secret), so that equal hashes mean equal
 //! prefixes. The last, shorter block counts as well. After a pick the hashes are remembered for the endpoint that got the request (and
-//! the one that computes its prompt): optimistic, nothing confirms it.
+//! the one that computes its prompt): optimistic, nothing confirms it. The routers of a region tell each other.
 
 mod hashed;
 mod index;
@@ -11,12 +11,16 @@ mod lru;
 
 use crate::config::Fields;
 use crate::config::registry::{Build, Built, Produces};
+use crate::endpoint::Endpoint;
+use crate::learnt::{Learner, Learnt, NotLearnt};
 use crate::pipeline::{
     Attributes, BYTES_PER_TOKEN, ColumnId, Context, DataProducer, Extras, OnPicked, ProducerInput,
     Row, SchedulingRequest, Stages,
 };
+use index::Chain;
 pub use index::PrefixIndex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 /// With automatic tuning, blocks are at least this long: shorter ones make the index large and tell little.
@@ -33,6 +37,92 @@ pub struct ApproxPrefix {
     /// Begins every chain.
     secret: u64,
     index: PrefixIndex,
+    /// Size of the blocks that the last request was cut into; 0: none yet.
+    size_now: AtomicU32,
+    /// Where taking begins: not always with the same endpoint.
+    turn: AtomicUsize,
+}
+
+impl ApproxPrefix {
+    /// How many blocks an endpoint has room for.
+    fn capacity_of(&self, endpoint: &Endpoint, block_tokens: u32) -> usize {
+        let tuned = endpoint
+            .cache_shape()
+            .filter(|shape| self.auto_tune && shape.blocks > 0)
+            .map(|shape| {
+                let tokens = u64::from(shape.blocks) * u64::from(shape.block_tokens);
+                usize::try_from(tokens / u64::from(block_tokens.max(1))).unwrap_or(usize::MAX)
+            });
+        tuned.unwrap_or(self.capacity).max(1)
+    }
+
+    /// The size of blocks in use, or that a request to this endpoint would have.
+    fn size_for(&self, endpoint: &Endpoint) -> u32 {
+        match self.size_now.load(Relaxed) {
+            0 if self.auto_tune => endpoint
+                .cache_shape()
+                .map_or(0, |shape| shape.block_tokens)
+                .max(TUNED_BLOCK_TOKENS),
+            0 => self.block_tokens,
+            now => now,
+        }
+    }
+}
+
+impl Learner for ApproxPrefix {
+    fn take(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        budget: &mut usize,
+        _: u64,
+    ) -> Vec<(Arc<Endpoint>, Learnt)> {
+        let turn = self.turn.fetch_add(1, Relaxed) % endpoints.len().max(1);
+        let (before, after) = endpoints.split_at(turn);
+        let mut all = Vec::new();
+        for endpoint in after.iter().chain(before) {
+            if let Some((block_tokens, hashes)) = self.index.take(endpoint, *budget) {
+                *budget -= hashes.len().min(*budget);
+                let blocks = Learnt::Blocks {
+                    block_tokens,
+                    hashes,
+                };
+                all.push((Arc::clone(endpoint), blocks));
+            }
+        }
+        all
+    }
+
+    fn lost(&self) -> u64 {
+        self.index.lost()
+    }
+
+    fn copy(&self, endpoint: &Arc<Endpoint>, words: usize, _: u64) -> Option<Learnt> {
+        let hashes = self.index.copy(endpoint, words);
+        (!hashes.is_empty()).then(|| Learnt::Blocks {
+            block_tokens: self.size_for(endpoint),
+            hashes,
+        })
+    }
+
+    fn learn(&self, endpoint: &Arc<Endpoint>, learnt: &Learnt, now: u64) -> Result<(), NotLearnt> {
+        let Learnt::Blocks {
+            block_tokens,
+            hashes,
+        } = learnt
+        else {
+            return Err(NotLearnt::Kind);
+        };
+        if *block_tokens != self.size_for(endpoint) {
+            return Err(NotLearnt::BlockSize);
+        }
+        let chain = Chain {
+            hashes,
+            block_tokens: *block_tokens,
+            capacity: self.capacity_of(endpoint, *block_tokens),
+        };
+        self.index.hear(endpoint, chain, now);
+        Ok(())
+    }
 }
 
 /// Appends the chain of block hashes of a prompt, at most `max` of them. Other secrets, other hashes.
@@ -107,6 +197,9 @@ impl DataProducer for ApproxPrefix {
             self.max_tokens.div_ceil(block),
             &mut hashes,
         );
+        if self.size_now.load(Relaxed) != block_tokens {
+            self.size_now.store(block_tokens, Relaxed);
+        }
         column.block_tokens = block_tokens;
         column.total_blocks = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
         self.index.look_up(&hashes, input, column);
@@ -130,17 +223,12 @@ impl OnPicked for ApproxPrefix {
             let Some(endpoint) = context.endpoint(row) else {
                 continue;
             };
-            let tuned = endpoint
-                .cache_shape()
-                .filter(|shape| self.auto_tune && shape.blocks > 0)
-                .map(|shape| {
-                    let tokens = u64::from(shape.blocks) * u64::from(shape.block_tokens);
-                    usize::try_from(tokens / u64::from(column.block_tokens.max(1)))
-                        .unwrap_or(usize::MAX)
-                });
-            let capacity = tuned.unwrap_or(self.capacity).max(1);
-            self.index
-                .remember(endpoint, &column.hashes, capacity, context.now);
+            let chain = Chain {
+                hashes: &column.hashes,
+                block_tokens: column.block_tokens,
+                capacity: self.capacity_of(endpoint, column.block_tokens),
+            };
+            self.index.remember(endpoint, chain, context.now);
         }
     }
 }
@@ -173,12 +261,15 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
         block_tokens: u32::try_from(block).unwrap_or(16),
         max_tokens: usize::try_from(max_tokens).unwrap_or(usize::MAX),
         capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
-        secret: crate::random::process_seed(),
+        secret: build.secret(),
         index: PrefixIndex::default(),
+        size_now: AtomicU32::new(0),
+        turn: AtomicUsize::new(0),
     });
     Built {
         producer: Some(plugin.clone()),
-        on_picked: Some(plugin),
+        on_picked: Some(plugin.clone()),
+        learner: Some(plugin),
         ..Built::default()
     }
 }

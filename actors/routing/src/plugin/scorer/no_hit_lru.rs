@@ -6,7 +6,9 @@
 
 use crate::config::Fields;
 use crate::config::registry::{Build, Built, Produces};
+use crate::endpoint::Endpoint;
 use crate::endpoint::slot::SlotTable;
+use crate::learnt::{Learner, Learnt, NotLearnt};
 use crate::pipeline::{ColumnId, Context, Extras, OnPicked, Row, Scorer, Stages, Tools};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,10 +20,16 @@ pub struct NoHitLru {
     column: ColumnId,
     /// The profile whose pick counts besides the primary one.
     prefill: Option<usize>,
-    /// A larger number was used later; 0: never.
+    /// When it was last used: milliseconds and below them a count, so that all differ; 0: never.
     used: SlotTable,
-    next: AtomicU64,
+    /// The same for the use by this router alone, and of that what others have been told.
+    own: SlotTable,
+    told: SlotTable,
+    last: AtomicU64,
 }
+
+/// Bits of a stamp below the milliseconds.
+const COUNT_BITS: u32 = 16;
 
 impl NoHitLru {
     /// Nothing used yet.
@@ -30,7 +38,9 @@ impl NoHitLru {
             column,
             prefill,
             used: SlotTable::default(),
-            next: AtomicU64::new(1),
+            own: SlotTable::default(),
+            told: SlotTable::default(),
+            last: AtomicU64::new(0),
         }
     }
 
@@ -41,10 +51,19 @@ impl NoHitLru {
             .is_none_or(|column| !column.any_hit() || rows.iter().all(|r| column.matched(*r) == 0))
     }
 
+    /// A larger one than ever before.
+    fn stamp(&self, now: u64) -> u64 {
+        let time = now << COUNT_BITS;
+        let next = |last: u64| Some(time.max(last.saturating_add(1)));
+        let before = self.last.fetch_update(Relaxed, Relaxed, next);
+        before.map_or(time, |last| time.max(last.saturating_add(1)))
+    }
+
     fn bump(&self, context: &Context<'_>, row: Row) {
         if let Some(endpoint) = context.endpoint(row) {
-            let stamp = self.next.fetch_add(1, Relaxed);
+            let stamp = self.stamp(context.now);
             self.used.set(endpoint.slot(), stamp);
+            self.own.set(endpoint.slot(), stamp);
         }
     }
 }
@@ -95,13 +114,59 @@ impl OnPicked for NoHitLru {
     }
 }
 
+impl Learner for NoHitLru {
+    fn take(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        budget: &mut usize,
+        now: u64,
+    ) -> Vec<(Arc<Endpoint>, Learnt)> {
+        let mut all = Vec::new();
+        for endpoint in endpoints {
+            let own = self.own.get(endpoint.slot());
+            if *budget == 0 || own == self.told.get(endpoint.slot()) {
+                continue;
+            }
+            *budget -= 1;
+            self.told.set(endpoint.slot(), own);
+            let ago_ms = now.saturating_sub(own >> COUNT_BITS);
+            all.push((Arc::clone(endpoint), Learnt::Cold { ago_ms }));
+        }
+        all
+    }
+
+    fn lost(&self) -> u64 {
+        // Only the last use counts, and that waits in its place.
+        0
+    }
+
+    fn copy(&self, endpoint: &Arc<Endpoint>, words: usize, now: u64) -> Option<Learnt> {
+        let used = self.used.get(endpoint.slot());
+        let ago_ms = now.saturating_sub(used >> COUNT_BITS);
+        (used > 0 && words > 0).then_some(Learnt::Cold { ago_ms })
+    }
+
+    fn learn(&self, endpoint: &Arc<Endpoint>, learnt: &Learnt, now: u64) -> Result<(), NotLearnt> {
+        let Learnt::Cold { ago_ms } = learnt else {
+            return Err(NotLearnt::Kind);
+        };
+        // A use at the very beginning of this process's clock or before it is older than any of its own, but not none.
+        let stamp = (now.saturating_sub(*ago_ms) << COUNT_BITS).max(1);
+        if stamp > self.used.get(endpoint.slot()) {
+            self.used.set(endpoint.slot(), stamp);
+        }
+        Ok(())
+    }
+}
+
 pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     fields.whole("lruSize", 1024, 1..=1 << 24);
     let column = build.column(fields, "prefixMatchInfoProducerName", Produces::Prefix);
     let plugin = Arc::new(NoHitLru::new(column, build.profile("prefill")));
     Built {
         scorer: Some(plugin.clone()),
-        on_picked: Some(plugin),
+        on_picked: Some(plugin.clone()),
+        learner: Some(plugin),
         ..Built::default()
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     };
     Built {
         scorer: Some(Arc::new(SessionScorer(Arc::clone(&affinity)))),
-        on_picked: Some(affinity),
+        on_picked: Some(affinity.clone()),
+        learner: Some(affinity),
         ..Built::default()
     }
 }

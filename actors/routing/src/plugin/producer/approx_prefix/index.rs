@@ -1,4 +1,5 @@
-//! Which endpoints probably have which blocks: block hash -> endpoints, in shards, with a bounded list of hashes for each endpoint.
+//! Which endpoints probably have which blocks: block hash -> endpoints, in shards, with a bounded list of hashes for each endpoint;
+//! and beside each list what other routers have not been told of it.
 
 use super::hashed::ByHash;
 use super::lru::Lru;
@@ -6,13 +7,17 @@ use crate::endpoint::Endpoint;
 use crate::endpoint::slot::Slot;
 use crate::pipeline::{PrefixColumn, ProducerInput};
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 const SHARDS: usize = 64;
 /// How often endpoints that are gone are looked for, in milliseconds.
 const SWEEP_MS: u64 = 30_000;
+/// Blocks of one endpoint that wait to be told; the oldest of more are lost.
+const MOST_UNTOLD: usize = 4_096;
+/// Blocks that are read or written while an endpoint is locked: picks wait for it.
+const PIECE: usize = 64;
 
 /// Endpoints by the key of their slot. Most blocks are on one.
 enum Holders {
@@ -54,7 +59,43 @@ impl Holders {
 
 struct Known {
     endpoint: Weak<Endpoint>,
-    blocks: Mutex<Lru>,
+    blocks: Mutex<Blocks>,
+}
+
+struct Blocks {
+    lru: Lru,
+    /// The newest last. Its memory is there from the beginning.
+    untold: VecDeque<u64>,
+    untold_size: u32,
+    lost: u64,
+}
+
+impl Blocks {
+    fn new() -> Self {
+        Self {
+            lru: Lru::default(),
+            untold: VecDeque::with_capacity(MOST_UNTOLD),
+            untold_size: 0,
+            lost: 0,
+        }
+    }
+
+    fn tell(&mut self, hash: u64) {
+        if self.untold.len() >= MOST_UNTOLD {
+            self.untold.pop_front();
+            self.lost += 1;
+        }
+        self.untold.push_back(hash);
+    }
+}
+
+/// Blocks of an endpoint, and how many it has room for.
+#[derive(Clone, Copy)]
+pub(super) struct Chain<'a> {
+    pub hashes: &'a [u64],
+    /// Tokens in a block.
+    pub block_tokens: u32,
+    pub capacity: usize,
 }
 
 /// See the module's documentation.
@@ -116,40 +157,115 @@ impl PrefixIndex {
         }
     }
 
-    /// Notes that an endpoint has these blocks now.
-    pub(super) fn remember(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        hashes: &[u64],
-        capacity: usize,
-        now: u64,
-    ) {
+    fn known(&self, endpoint: &Arc<Endpoint>) -> Arc<Known> {
         let key = endpoint.slot().key();
         let known = self.known.read().get(&key).cloned();
-        let known = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             let fresh = Known {
                 endpoint: Arc::downgrade(endpoint),
-                blocks: Mutex::default(),
+                blocks: Mutex::new(Blocks::new()),
             };
             Arc::clone(self.known.write().entry(key).or_insert(Arc::new(fresh)))
-        });
+        })
+    }
+
+    /// False if the block was used a moment ago as well.
+    fn touch(&self, blocks: &mut Blocks, hash: u64, key: u64, capacity: usize, at: At) -> bool {
+        let used = blocks.lru.touch(hash, capacity, at.now, at.heard);
+        if let Some(evicted) = used.evicted {
+            self.forget_block(evicted, key);
+        }
+        if used.new {
+            self.shard(hash)
+                .write()
+                .entry(hash)
+                .and_modify(|holders| holders.add(key))
+                .or_insert(Holders::One(key));
+        }
+        if used.untold {
+            blocks.tell(hash);
+        }
+        !used.lately
+    }
+
+    /// Notes that this router sent an endpoint these blocks, in the order of the prompt.
+    pub(super) fn remember(&self, endpoint: &Arc<Endpoint>, chain: Chain<'_>, now: u64) {
+        let key = endpoint.slot().key();
+        let known = self.known(endpoint);
         let mut blocks = known.blocks.lock();
-        // The last block first, so that of an old prompt the end goes before its beginning.
-        for hash in hashes.iter().rev() {
-            let used = blocks.touch(*hash, capacity);
-            if let Some(evicted) = used.evicted {
-                self.forget_block(evicted, key);
-            }
-            if used.new {
-                self.shard(*hash)
-                    .write()
-                    .entry(*hash)
-                    .and_modify(|holders| holders.add(key))
-                    .or_insert(Holders::One(key));
+        if blocks.untold_size != chain.block_tokens {
+            blocks.untold_size = chain.block_tokens;
+            blocks.untold.clear();
+        }
+        let at = At { now, heard: false };
+        // The last block first, so that of an old prompt the end goes before its beginning. What comes before a block in its
+        // prompt was used whenever the block was, so that nothing is left to do before one that was used just now.
+        for hash in chain.hashes.iter().rev() {
+            if !self.touch(&mut blocks, *hash, key, chain.capacity, at) {
+                break;
             }
         }
         drop(blocks);
         self.sweep(now);
+    }
+
+    /// Notes what another router said, those to be forgotten first at the beginning.
+    pub(super) fn hear(&self, endpoint: &Arc<Endpoint>, chain: Chain<'_>, now: u64) {
+        let key = endpoint.slot().key();
+        let known = self.known(endpoint);
+        let at = At { now, heard: true };
+        for piece in chain.hashes.chunks(PIECE) {
+            let mut blocks = known.blocks.lock();
+            for hash in piece {
+                self.touch(&mut blocks, *hash, key, chain.capacity, at);
+            }
+        }
+        self.sweep(now);
+    }
+
+    /// Takes the newest blocks of an endpoint that others have not been told, at most so many, the newest last; and their size.
+    pub(super) fn take(&self, endpoint: &Endpoint, most: usize) -> Option<(u32, Vec<u64>)> {
+        let known = self.known.read().get(&endpoint.slot().key()).cloned()?;
+        let waiting = known.blocks.lock().untold.len();
+        if waiting == 0 || most == 0 {
+            return None;
+        }
+        let mut taken = Vec::with_capacity(most.min(MOST_UNTOLD));
+        let mut blocks = known.blocks.lock();
+        let from = blocks.untold.len().saturating_sub(most);
+        taken.extend(blocks.untold.range(from..));
+        blocks.untold.truncate(from);
+        Some((blocks.untold_size, taken))
+    }
+
+    /// How many blocks were lost before they were taken, since the last call.
+    pub(super) fn lost(&self) -> u64 {
+        let known = self.known.read();
+        let lost = known
+            .values()
+            .map(|k| std::mem::take(&mut k.blocks.lock().lost));
+        lost.sum()
+    }
+
+    /// The blocks of an endpoint, at most so many, those used lately last.
+    pub(super) fn copy(&self, endpoint: &Endpoint, most: usize) -> Vec<u64> {
+        let known = self.known.read().get(&endpoint.slot().key()).cloned();
+        let Some(known) = known else {
+            return Vec::new();
+        };
+        let mut found: Vec<(u32, u64)> = Vec::new();
+        loop {
+            let blocks = known.blocks.lock();
+            let from = found.len();
+            if from >= blocks.lru.len() {
+                break;
+            }
+            found.extend(blocks.lru.piece(from, PIECE));
+        }
+        // Of one moment, those that came first are the ends of prompts.
+        found.sort_by_key(|(told_at, _)| *told_at);
+        let from = found.len().saturating_sub(most);
+        found.drain(from..).map(|(_, hash)| hash).collect()
     }
 
     fn forget_block(&self, hash: u64, key: u64) {
@@ -184,7 +300,7 @@ impl PrefixIndex {
             let Some(known) = self.known.write().remove(&key) else {
                 continue;
             };
-            let hashes: Vec<u64> = known.blocks.lock().hashes().collect();
+            let hashes: Vec<u64> = known.blocks.lock().lru.hashes().collect();
             for hash in hashes {
                 self.forget_block(hash, key);
             }
@@ -196,6 +312,13 @@ impl PrefixIndex {
         let blocks = self.shards.iter().map(|shard| shard.read().len()).sum();
         (blocks, self.known.read().len())
     }
+}
+
+/// When a block was used, and who says so.
+#[derive(Clone, Copy)]
+struct At {
+    now: u64,
+    heard: bool,
 }
 
 /// Fills in which row each slot is; `u32::MAX`: none.
@@ -214,3 +337,6 @@ fn map_rows(input: &ProducerInput<'_>, rows_by_slot: &mut Vec<u32>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

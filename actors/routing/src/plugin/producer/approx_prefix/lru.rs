@@ -3,9 +3,15 @@
 use super::hashed::ByHash;
 
 const NONE: u32 = u32::MAX;
+/// No tick.
+const NEVER: u32 = u32::MAX;
 
 struct Node {
     hash: u64,
+    /// When other routers last heard of it, in ticks.
+    told_at: u32,
+    /// When this router last used it, in ticks.
+    used_at: u32,
     newer: u32,
     older: u32,
 }
@@ -29,12 +35,25 @@ impl Default for Lru {
     }
 }
 
+/// Other routers hear of a block again when it is used and they heard of it so many ticks ago, so that they do not forget what is
+/// used here alone.
+const TELL_AGAIN: u32 = 60;
+
+/// Milliseconds to ticks of about a second.
+fn ticks(now: u64) -> u32 {
+    (now >> 10) as u32
+}
+
 /// What a use changed.
 pub(super) struct Used {
     /// It was not there before.
     pub new: bool,
     /// This one had to go for it.
     pub evicted: Option<u64>,
+    /// Other routers have not heard of it, or long ago. From now on they count as told.
+    pub untold: bool,
+    /// It was used in this tick before, and has kept its place.
+    pub lately: bool,
 }
 
 impl Lru {
@@ -42,16 +61,43 @@ impl Lru {
         self.places.keys().copied()
     }
 
-    /// Makes a hash the newest.
-    pub fn touch(&mut self, hash: u64, capacity: usize) -> Used {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Some of them, by place, with when they were last told: to be read piece by piece.
+    pub fn piece(&self, from: usize, most: usize) -> impl Iterator<Item = (u32, u64)> {
+        let piece = self.nodes.iter().skip(from).take(most);
+        piece.map(|node| (node.told_at, node.hash))
+    }
+
+    /// Makes a hash the newest, to about a second: a second use within a tick changes nothing. `heard`: another router said so, and
+    /// has told the others.
+    pub fn touch(&mut self, hash: u64, capacity: usize, now: u64, heard: bool) -> Used {
+        let now = ticks(now);
+        let used_at = if heard { NEVER } else { now };
         if let Some(place) = self.places.get(&hash).copied() {
-            if place != self.newest {
+            let (mut untold, mut lately) = (false, false);
+            if let Some(node) = self.nodes.get_mut(place as usize) {
+                if heard || now.saturating_sub(node.told_at) >= TELL_AGAIN {
+                    node.told_at = now;
+                    untold = !heard;
+                }
+                if !heard {
+                    lately = node.used_at == now;
+                    node.used_at = now;
+                }
+            }
+            if place != self.newest && !lately {
                 self.unlink(place);
                 self.link_newest(place);
             }
             return Used {
                 new: false,
                 evicted: None,
+                untold,
+                lately,
             };
         }
         let full = self.places.len() >= capacity || self.nodes.len() >= NONE as usize;
@@ -64,11 +110,15 @@ impl Lru {
             }
             if let Some(node) = self.nodes.get_mut(place as usize) {
                 node.hash = hash;
+                node.told_at = now;
+                node.used_at = used_at;
             }
             (place, evicted)
         } else {
             self.nodes.push(Node {
                 hash,
+                told_at: now,
+                used_at,
                 newer: NONE,
                 older: NONE,
             });
@@ -76,7 +126,12 @@ impl Lru {
         };
         self.link_newest(place);
         self.places.insert(hash, place);
-        Used { new: true, evicted }
+        Used {
+            new: true,
+            evicted,
+            untold: !heard,
+            lately: false,
+        }
     }
 
     fn unlink(&mut self, place: u32) {
@@ -120,8 +175,9 @@ mod tests {
         fn keeps_the_latest(touches in prop::collection::vec(0u64..12, 1..200), capacity in 1usize..8) {
             let mut lru = Lru::default();
             let mut model: VecDeque<u64> = VecDeque::new();
-            for hash in touches {
-                let used = lru.touch(hash, capacity);
+            for (now, hash) in touches.into_iter().enumerate() {
+                // Each in another tick.
+                let used = lru.touch(hash, capacity, now as u64 * 2_000, false);
                 let known = model.iter().position(|h| *h == hash);
                 prop_assert_eq!(used.new, known.is_none());
                 match known {

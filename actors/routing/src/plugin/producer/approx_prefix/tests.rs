@@ -13,6 +13,8 @@ fn producer(block_tokens: u32, capacity: usize) -> ApproxPrefix {
         capacity,
         secret: 1,
         index: PrefixIndex::default(),
+        size_now: AtomicU32::new(0),
+        turn: AtomicUsize::new(0),
     }
 }
 
