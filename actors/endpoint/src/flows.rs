@@ -3,13 +3,16 @@
 //! nodes, like the owner of an endpoint.
 
 mod message;
+mod regions;
 
+use crate::ownership::LiveNodes;
 use crate::shared::Shared;
 use parking_lot::Mutex;
 use prost::Message as _;
 use quorate_proto::peer::v1::FlowMessage;
 use quorate_routing::flow::FlowControl;
 use quorate_routing::flow::share::PoolShare;
+use quorate_routing::now_ms;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +21,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often engines look at their endpoints and at the clock.
 const TICK: Duration = Duration::from_millis(25);
+/// A node that was declared no longer ago than this may be alive although it was not heard of.
+const SETTLE: Duration = Duration::from_millis(2_000);
 /// Messages to a peer that wait to be sent; beyond it the peer does not read, and its stream will end.
 const MOST_MAIL: usize = 10_000;
 /// Bytes of messages in one update of the stream; a single message may be longer.
@@ -117,6 +122,7 @@ impl Flows {
 /// Looks after all pools with flow control, for ever.
 pub async fn run(shared: Arc<Shared>) {
     let mut shares: BTreeMap<Arc<str>, PoolShare> = BTreeMap::new();
+    let mut newcomers = Newcomers::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut live = shared.live.subscribe();
@@ -132,12 +138,41 @@ pub async fn run(shared: Arc<Shared>) {
         if due {
             next_tick = Instant::now() + TICK;
         }
-        round(&shared, &mut shares, inbox, due);
+        round(&shared, &mut shares, &mut newcomers, inbox, due);
     }
 }
 
+/// Nodes that are new to this one: when each was declared first; `None`: it has been alive since.
+type Newcomers = HashMap<u64, Option<Instant>>;
+
+/// Who has a part in the pools' limits. Nodes of a cluster that starts, or that one joins, hear of each other one by one, in any
+/// order: a node that is declared counts from then on, and for a while whether it has been heard of or not, so that nobody uses
+/// places that another one has already.
+fn expected(shared: &Shared, live: &LiveNodes, newcomers: &mut Newcomers) -> LiveNodes {
+    let mut all = live.clone();
+    let peers = shared.peers.borrow();
+    newcomers.retain(|id, _| peers.iter().any(|peer| peer.node_id == *id));
+    for peer in peers.iter() {
+        let declared = newcomers
+            .entry(peer.node_id)
+            .or_insert_with(|| Some(Instant::now()));
+        if live.contains(peer.node_id) {
+            *declared = None;
+        } else if declared.is_some_and(|at| at.elapsed() < SETTLE) {
+            all.insert(peer.node_id, Arc::clone(&peer.region));
+        }
+    }
+    all
+}
+
 /// One look at everything.
-fn round(shared: &Shared, shares: &mut BTreeMap<Arc<str>, PoolShare>, inbox: Inbox, due: bool) {
+fn round(
+    shared: &Shared,
+    shares: &mut BTreeMap<Arc<str>, PoolShare>,
+    newcomers: &mut Newcomers,
+    inbox: Inbox,
+    due: bool,
+) {
     let view = shared.view.load();
     let me = shared.node_id();
     let flow_of = |name: &Arc<str>| -> Option<Arc<FlowControl>> {
@@ -152,11 +187,12 @@ fn round(shared: &Shared, shares: &mut BTreeMap<Arc<str>, PoolShare>, inbox: Inb
         }
         kept
     });
-    let routers: BTreeSet<u64> = {
-        let live = shared.live.borrow();
-        let near = live.iter().filter(|(_, r)| **r == shared.origin.region);
-        near.map(|(id, _)| id).collect()
-    };
+    let here = &shared.origin.region;
+    let live = Arc::clone(&shared.live.borrow());
+    let sharing = expected(shared, &live, newcomers);
+    let near = sharing.iter().filter(|(_, region)| *region == here);
+    let routers: BTreeSet<u64> = near.map(|(id, _)| id).collect();
+    let regions: BTreeSet<&str> = sharing.iter().map(|(_, region)| &**region).collect();
     for pool in view.pools() {
         let Some(flow) = &pool.policy.flow else {
             continue;
@@ -169,14 +205,13 @@ fn round(shared: &Shared, shares: &mut BTreeMap<Arc<str>, PoolShare>, inbox: Inb
                 flow.on_change(move || flows.wake.notify_one());
                 PoolShare::new(me, Arc::clone(flow))
             });
-        if new || due || inbox.endpoints {
-            flow.observe(&pool.endpoints);
-        }
-        let leader = shared
-            .live
-            .borrow()
-            .endpoint_owner(&pool.spec.name, &shared.origin.region);
+        let leader = live.endpoint_owner(&pool.spec.name, here);
+        // First: who shares the pool must not be let in by the whole pool's limit for a moment.
         share.set_routers(leader.unwrap_or(me), routers.clone());
+        if new || due || inbox.endpoints {
+            let parts = regions::parts(&pool.endpoints, &regions, here, now_ms());
+            flow.observe_parts(&pool.endpoints, &parts);
+        }
         for peer in &inbox.opened {
             share.link_opened(*peer);
         }

@@ -90,6 +90,10 @@ pub fn describe() {
         "Reads of metrics pages that failed."
     );
     describe_counter!(
+        "llm_d_epp_datalayer_poll_errors_total",
+        "Reads of endpoints' figures that failed, by the kind of source."
+    );
+    describe_counter!(
         "quorate_endpoint_breaker_opened_total",
         "Circuit breakers that opened on this node."
     );

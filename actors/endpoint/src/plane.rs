@@ -105,6 +105,7 @@ impl EndpointPlane {
             flows: Arc::new(Flows::default()),
             lessons: Lessons::default(),
             events: broadcast::channel(EVENTS).0,
+            peers: options.peers.clone(),
             stop: CancellationToken::new(),
         });
         let steering = Arc::new(Steering::default());

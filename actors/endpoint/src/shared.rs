@@ -7,7 +7,7 @@ use crate::engine::models;
 use crate::events::PlaneEvent;
 use crate::exchange::outbox::Outbox;
 use crate::exchange::table::{Changes, Origin, Table};
-use crate::exchange::{Key, Report, Timing};
+use crate::exchange::{Key, Peer, Report, Timing};
 use crate::flows::Flows;
 use crate::learnt::Lessons;
 use crate::mailbox::Mailbox;
@@ -168,6 +168,8 @@ pub struct Shared {
     pub lessons: Lessons,
     /// For the node.
     pub events: broadcast::Sender<PlaneEvent>,
+    /// Nodes of the cluster, alive or not.
+    pub peers: watch::Receiver<Vec<Peer>>,
     /// Ends everything that is not an actor.
     pub stop: CancellationToken,
 }

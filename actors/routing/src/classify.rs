@@ -3,7 +3,7 @@
 
 mod headers;
 
-pub use headers::{ClassHeaders, is_classifying, strip_classifying};
+pub use headers::{ClassHeaders, grpc_timeout, is_classifying, strip_classifying};
 
 use crate::objective::DEFAULT_FLOW;
 use crate::pipeline::{self, SchedulingRequest};
@@ -11,6 +11,7 @@ use crate::request::{PromptIn, PromptKind, RequestInfo};
 use crate::view::{Pool, Route, RoutingView};
 use http::HeaderMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Who sent a request, as far as routing needs to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,10 @@ pub struct Class {
     pub slo_ttft_ms: Option<f64>,
     /// The same for the time per output token.
     pub slo_tpot_ms: Option<f64>,
+    /// How long it may take in all from its arrival, as its client says.
+    pub timeout: Option<Duration>,
+    /// A caller that is not trusted said so: it bounds the request, but gives it no better place in a queue.
+    pub timeout_of_stranger: bool,
     /// The session it belongs to, by header or body.
     pub session: Option<Arc<str>>,
     /// The only endpoints that may be used.
@@ -161,6 +166,10 @@ pub fn classify(
         .map(Arc::from)
         .or_else(|| caller.fairness_id.clone())
         .or_else(derived);
+    let timeout = said
+        .timeout_ms
+        .and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
+    let call = info.api.is_grpc().then(|| grpc_timeout(headers)).flatten();
     let objective = said.objective.or(caller.objective.as_deref());
     Ok(Class {
         target,
@@ -170,6 +179,8 @@ pub fn classify(
         fairness_id,
         slo_ttft_ms: said.slo_ttft_ms,
         slo_tpot_ms: said.slo_tpot_ms,
+        timeout: [timeout, call].into_iter().flatten().min(),
+        timeout_of_stranger: !caller.trusted,
         session: session.map(Arc::from),
         subset: said.subset.map(Arc::from),
         pool,
@@ -324,6 +335,24 @@ mod tests {
         };
         let known = classify(&view, &info, &map, &known, 0).unwrap();
         assert_eq!((known.priority, known.flow()), (-3, "tenant"));
+    }
+
+    #[test]
+    fn a_timeout_is_the_shortest_that_counts() {
+        let view = view(vec![("p", &["m"], PoolPolicy::default())]);
+        let map = headers(&[
+            ("x-llm-d-request-timeout-ms", "1500"),
+            ("grpc-timeout", "2S"),
+        ]);
+        let of = |api, trusted| {
+            let class = classify(&view, &info(api, "m"), &map, &caller(trusted), 0).unwrap();
+            (class.timeout, class.timeout_of_stranger)
+        };
+        let (header, call) = (Duration::from_millis(1_500), Duration::from_secs(2));
+        assert_eq!(of(Api::Chat, true), (Some(header), false));
+        assert_eq!(of(Api::Chat, false), (None, true), "not gRPC, not trusted");
+        assert_eq!(of(Api::VllmGrpcGenerate, true), (Some(header), false));
+        assert_eq!(of(Api::VllmGrpcGenerate, false), (Some(call), true));
     }
 
     #[test]

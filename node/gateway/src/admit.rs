@@ -52,6 +52,7 @@ where
         let request = flow_request(&call.class, &call.info, &call.body, labels, deadline);
         match flow.try_admit(&request) {
             Some(permit) => {
+                call.observation.not_queued(&call.class.pool.spec.name);
                 call.permit = Some(permit);
                 Admitting::Inner(self.0.call(call))
             }
@@ -78,6 +79,7 @@ pub(crate) fn flow_request<'a>(
         bytes: body.len() as u64,
         tokens: info.prompt.estimated_tokens(body),
         deadline,
+        deadline_hidden: class.timeout.is_some() && class.timeout_of_stranger,
         slo_ttft: slo.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         model: &labels.model,
         target_model: &labels.target,

@@ -234,19 +234,28 @@ impl UpstreamBody {
     fn pass(&mut self, data: Bytes, last: bool) -> Bytes {
         let usage = self.saw(&data);
         let Some(changer) = &mut self.changer else {
+            self.processed();
             return data;
         };
         let changed = changer.push(data, usage);
-        if !last {
-            return changed;
-        }
-        let rest = changer.finish();
+        let rest = match last {
+            true => changer.finish(),
+            false => Bytes::new(),
+        };
+        self.processed();
         if rest.is_empty() {
             return changed;
         }
         let mut all = BytesMut::from(changed);
         all.extend_from_slice(&rest);
         all.freeze()
+    }
+
+    /// A piece that came at [`Self::last`] has been looked into.
+    fn processed(&mut self) {
+        if let Some(observation) = &mut self.observation {
+            observation.processed(self.last.elapsed());
+        }
     }
 
     pub fn is_over(&self) -> bool {

@@ -125,7 +125,8 @@ fn classify(worker: &Worker, parsed: Parsed) -> Result<Call, Refusal> {
         // What is compressed cannot be changed back.
         parts.headers.remove(ACCEPT_ENCODING);
     }
-    let total = core.config.total_timeout.limit();
+    let configured = core.config.total_timeout.limit();
+    let total = [configured, class.timeout].into_iter().flatten().min();
     Ok(Call {
         parts,
         body,

@@ -221,6 +221,7 @@ fn pick(
     core.metrics.scheduling.record(begun.elapsed());
     match picked {
         Ok(picked) => {
+            call.observation.chosen();
             call.request_headers = picked.request_headers;
             call.response_headers = picked.response_headers;
             // A fallback is reached directly; what passes requests on has its own list.

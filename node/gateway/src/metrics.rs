@@ -28,8 +28,13 @@ const TTFT: &str = "llm_d_epp_request_ttft_seconds";
 const ITL: &str = "llm_d_epp_request_streaming_itl_seconds";
 const TPOT: &str = "llm_d_epp_request_streaming_tpot_seconds";
 const NTPOT: &str = "llm_d_epp_request_ntpot_seconds";
+const PROCESSING: &str = "llm_d_epp_request_processing_duration_seconds";
+const RESPONSE_PROCESSING: &str = "llm_d_epp_response_processing_duration_seconds";
 const SCHEDULING: &str = "llm_d_epp_scheduler_e2e_duration_seconds";
 const ATTEMPTS: &str = "llm_d_epp_scheduler_attempts_total";
+/// Endpoints have no namespaces; one that came from a place that has them may carry its in a label.
+const NAMESPACE: &str = "default";
+pub(crate) const QUEUE_WAIT: &str = "llm_d_epp_flow_control_request_queue_duration_seconds";
 const REWRITES: &str = "llm_d_epp_model_rewrite_decisions_total";
 const CONNECTIONS: &str = "quorate_gateway_connections";
 const ACCEPTED: &str = "quorate_gateway_connections_accepted_total";
@@ -57,6 +62,14 @@ pub(crate) const PER_TOKEN: &[f64] = &[
 ];
 const SCHEDULING_SECONDS: &[f64] = &[
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1,
+];
+const PROCESSING_SECONDS: &[f64] = &[
+    0.000_01, 0.000_02, 0.000_05, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
+    0.1, 0.5, 1.0, 5.0, 30.0, 60.0,
+];
+const WAIT_SECONDS: &[f64] = &[
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+    10.0, 20.0, 60.0,
 ];
 const REQUEST_BYTES: &[f64] = &[
     64.0,
@@ -122,6 +135,9 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
     (TPOT, PER_TOKEN),
     (NTPOT, PER_TOKEN),
     (SCHEDULING, SCHEDULING_SECONDS),
+    (PROCESSING, PROCESSING_SECONDS),
+    (RESPONSE_PROCESSING, PROCESSING_SECONDS),
+    (QUEUE_WAIT, WAIT_SECONDS),
     (REQUEST_SIZE, REQUEST_BYTES),
     (RESPONSE_SIZE, RESPONSE_BYTES),
     (INPUT_TOKENS, TOKENS),
@@ -173,6 +189,16 @@ pub fn describe() {
         Unit::Seconds,
         "Time of one scheduling decision, reservation included."
     );
+    describe_histogram!(
+        PROCESSING,
+        Unit::Seconds,
+        "From the request's arrival to the choice of its endpoint, its wait in the queue included."
+    );
+    describe_histogram!(
+        RESPONSE_PROCESSING,
+        Unit::Seconds,
+        "Time spent on looking into one answer and changing it, over all its pieces."
+    );
     describe_counter!(
         ATTEMPTS,
         "Scheduling decisions, by result and picked endpoint."
@@ -221,6 +247,8 @@ pub(crate) struct Metrics {
     pub reuses: Counter,
     pub aborts: Counter,
     pub scheduling: Histogram,
+    pub processing: Histogram,
+    pub response_processing: Histogram,
     requests: Requests,
 }
 
@@ -236,6 +264,8 @@ impl Metrics {
             reuses: counter!(REUSES),
             aborts: counter!(ABORTS),
             scheduling: histogram!(SCHEDULING),
+            processing: histogram!(PROCESSING),
+            response_processing: histogram!(RESPONSE_PROCESSING),
             requests: Requests::new(),
         }
     }
@@ -269,14 +299,16 @@ pub(crate) fn endpoint_failed(pool: &str, endpoint: &str, kind: &'static str) {
 /// The counter of decisions that picked `endpoint` for a request of `target`.
 pub(crate) fn picked(endpoint: &Endpoint, target: &str) -> Counter {
     let spec = endpoint.spec();
+    let namespace = spec.labels.get("namespace");
+    let namespace = namespace.map_or(NAMESPACE, String::as_str).to_owned();
     counter!(ATTEMPTS, "status" => "success", "target_model_name" => target.to_owned(),
-        "endpoint_name" => spec.name.to_string(), "namespace" => "", "port" => spec.target.port.to_string())
+        "endpoint_name" => spec.name.to_string(), "namespace" => namespace, "port" => spec.target.port.to_string())
 }
 
 /// A decision found no endpoint.
 pub(crate) fn not_picked(target: &str) {
     counter!(ATTEMPTS, "status" => "failure", "target_model_name" => target.to_owned(),
-        "endpoint_name" => "", "namespace" => "", "port" => "")
+        "endpoint_name" => "", "namespace" => NAMESPACE, "port" => "")
     .increment(1);
 }
 

@@ -49,6 +49,10 @@ pub(crate) struct Observation {
     token_events: u64,
     response_bytes: u64,
     usage: Usage,
+    /// An endpoint has been chosen.
+    chosen: bool,
+    /// Spent on the answer so far.
+    processing: Duration,
     ended: bool,
     /// Who is billed for the tokens; open until this is dropped.
     pub session: Option<Arc<Session>>,
@@ -78,10 +82,29 @@ impl Observation {
             token_events: 0,
             response_bytes: 0,
             usage: Usage::default(),
+            chosen: false,
+            processing: Duration::ZERO,
             ended: false,
             session: None,
             access,
         }
+    }
+
+    /// Flow control let it go at once.
+    pub fn not_queued(&self, pool: &Arc<str>) {
+        self.model.not_queued(pool);
+    }
+
+    /// An endpoint has been chosen, for the first time or again.
+    pub fn chosen(&mut self) {
+        if !std::mem::replace(&mut self.chosen, true) {
+            self.metrics.processing.record(self.started.elapsed());
+        }
+    }
+
+    /// A piece of the answer has been looked into and changed.
+    pub fn processed(&mut self, took: Duration) {
+        self.processing += took;
     }
 
     /// The answer is a stream of events.
@@ -142,6 +165,9 @@ impl Observation {
             return;
         }
         let duration = self.started.elapsed();
+        if !self.processing.is_zero() {
+            self.metrics.response_processing.record(self.processing);
+        }
         let model = &self.model;
         model.running.decrement(1.0);
         let output = self

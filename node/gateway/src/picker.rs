@@ -81,6 +81,7 @@ pub struct Asked {
     permit: Option<Permit>,
     /// Where it should go together with others that came at the same time.
     together: Option<Together>,
+    started: Instant,
     observation: Observation,
 }
 
@@ -250,6 +251,7 @@ impl Picker {
             dialect,
             permit: None,
             together: None,
+            started,
             observation,
         })
     }
@@ -265,7 +267,7 @@ impl Picker {
     /// [`Denied`]: there is none.
     pub fn choose(
         &self,
-        asked: Asked,
+        mut asked: Asked,
         headers: &HeaderMap,
         wanted: &Wanted<'_>,
     ) -> Result<Choice, Denied> {
@@ -275,14 +277,17 @@ impl Picker {
                 scores,
                 picked,
                 among,
-            }) => Ok(Choice {
-                addresses,
-                scores,
-                request_headers: picked.request_headers,
-                response_headers: picked.response_headers,
-                body: asked.changed.then(|| asked.body.clone()),
-                passing: Passing::new(asked, picked.reservation, picked.via, among),
-            }),
+            }) => {
+                asked.observation.chosen();
+                Ok(Choice {
+                    addresses,
+                    scores,
+                    request_headers: picked.request_headers,
+                    response_headers: picked.response_headers,
+                    body: asked.changed.then(|| asked.body.clone()),
+                    passing: Passing::new(asked, picked.reservation, picked.via, among),
+                })
+            }
             Err(refusal) => Err(asked.refuse(&refusal)),
         }
     }

@@ -131,6 +131,7 @@ impl Io {
         let read = self.scrape_any().await;
         if read.is_err() {
             counter!("quorate_endpoint_scrape_errors_total").increment(1);
+            counter!("llm_d_epp_datalayer_poll_errors_total", "source_type" => "metrics-data-source").increment(1);
         }
         read
     }

@@ -3,7 +3,7 @@
 use quorate_proto::peer::v1 as wire;
 use quorate_routing::flow::queue::Held;
 use quorate_routing::flow::saturation::Load;
-use quorate_routing::flow::share::message::{Demand, Grant, Message, Waiting};
+use quorate_routing::flow::share::message::{Demand, Grant, Message, Revoke, Waiting};
 
 fn load(load: Load) -> wire::FlowLoad {
     wire::FlowLoad {
@@ -55,6 +55,12 @@ pub fn to_proto(pool: &str, message: Message) -> wire::FlowMessage {
                     weighted_tokens,
                 })
                 .collect(),
+            revocable: d
+                .revocable
+                .into_iter()
+                .map(|(priority, requests)| wire::FlowRevocable { priority, requests })
+                .collect(),
+            revoking: d.revoking,
         }),
         Message::Grant(g) => wire::flow_message::Kind::Grant(wire::FlowGrant {
             session: g.session,
@@ -72,6 +78,14 @@ pub fn to_proto(pool: &str, message: Message) -> wire::FlowMessage {
                 })
                 .collect(),
             renew: g.renew,
+            revoke: g
+                .revoke
+                .into_iter()
+                .map(|r| wire::FlowRevoke {
+                    requests: r.requests,
+                    below: r.below,
+                })
+                .collect(),
         }),
     };
     wire::FlowMessage {
@@ -109,6 +123,12 @@ pub fn from_proto(message: wire::FlowMessage) -> Option<Message> {
                 .into_iter()
                 .map(|s| (s.fairness_id.into(), s.weighted_tokens))
                 .collect(),
+            revocable: d
+                .revocable
+                .into_iter()
+                .map(|r| (r.priority, r.requests))
+                .collect(),
+            revoking: d.revoking,
         }),
         wire::flow_message::Kind::Grant(g) => Message::Grant(Grant {
             session: g.session,
@@ -128,6 +148,14 @@ pub fn from_proto(message: wire::FlowMessage) -> Option<Message> {
                 })
                 .collect(),
             renew: g.renew,
+            revoke: g
+                .revoke
+                .into_iter()
+                .map(|r| Revoke {
+                    requests: r.requests,
+                    below: r.below,
+                })
+                .collect(),
         }),
     })
 }
@@ -160,6 +188,8 @@ mod tests {
             }],
             gone: vec![1, 2],
             served: vec![("t".into(), 1.5)],
+            revocable: vec![(-4, 2), (-1, 3)],
+            revoking: 1,
         });
         let grant = Message::Grant(Grant {
             session: 7,
@@ -175,6 +205,10 @@ mod tests {
                 },
             )],
             renew: true,
+            revoke: vec![Revoke {
+                requests: 2,
+                below: -3,
+            }],
         });
         for message in [demand, grant] {
             let wire = to_proto("p", message.clone());

@@ -2,6 +2,7 @@
 
 use crate::objective::usable;
 use http::HeaderMap;
+use std::time::Duration;
 
 /// What headers say about a request. llm-d's names have two prefixes; `x-llm-d-` goes before `x-gateway-` and before none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -16,6 +17,8 @@ pub struct ClassHeaders<'a> {
     pub slo_ttft_ms: Option<f64>,
     /// Wanted time per output token, in milliseconds.
     pub slo_tpot_ms: Option<f64>,
+    /// How long it may take in all, in milliseconds from its arrival.
+    pub timeout_ms: Option<f64>,
     /// The session it belongs to.
     pub session: Option<&'a str>,
     /// The only endpoints that may be used: `ip:port`, comma-separated.
@@ -49,6 +52,10 @@ impl<'a> ClassHeaders<'a> {
                     set(&mut read.slo_ttft_ms, milliseconds(value), llm_d);
                     continue;
                 }
+                "request-timeout-ms" => {
+                    set(&mut read.timeout_ms, milliseconds(value), llm_d);
+                    continue;
+                }
                 "slo-tpot-ms" => {
                     set(&mut read.slo_tpot_ms, milliseconds(value), llm_d);
                     continue;
@@ -72,6 +79,23 @@ fn milliseconds(value: &http::HeaderValue) -> Option<f64> {
     (ms.is_finite() && ms >= 0.0).then_some(ms)
 }
 
+/// The `grpc-timeout` of a call: up to eight digits and a unit. `None`: there is none, or it is none.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let whole = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    let count: u64 = digits.parse().ok().filter(|_| whole)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
 /// Whether a header says what a request is (objective, flow, model rewrite, SLO, endpoints), or tells a part of the fleet where to send
 /// or fetch something. From a caller that is not trusted none of these may count or reach an endpoint: a sidecar there would
 /// connect wherever they say.
@@ -84,6 +108,7 @@ pub fn is_classifying(name: &str) -> bool {
         Some(b'g') => rest.starts_with("gateway-"),
         Some(b's') => rest.starts_with("slo-"),
         Some(b'p') => rest == "prefiller-host-port",
+        Some(b'r') => rest == "request-timeout-ms",
         Some(b'e') => rest == "encoder-hosts-ports",
         Some(b'd') => rest == "data-parallel-host-port",
         Some(b'k') => rest == "kv-cache-source-host-port",
@@ -126,6 +151,7 @@ mod tests {
             ("x-slo-ttft-ms", "250"),
             ("x-llm-d-slo-tpot-ms", "20.5"),
             ("x-session-id", "s"),
+            ("x-gateway-request-timeout-ms", "1500"),
             (
                 "x-gateway-destination-endpoint-subset",
                 "10.0.0.1:80, 10.0.0.2:80",
@@ -138,6 +164,7 @@ mod tests {
             model_rewrite: Some("m2"),
             slo_ttft_ms: Some(250.0),
             slo_tpot_ms: Some(20.5),
+            timeout_ms: Some(1500.0),
             session: Some("s"),
             subset: Some("10.0.0.1:80, 10.0.0.2:80"),
         };
@@ -154,12 +181,28 @@ mod tests {
     }
 
     #[test]
+    fn grpc_timeouts_are_read_as_the_protocol_has_them() {
+        let of = |text: &'static str| grpc_timeout(&headers(&[("grpc-timeout", text)]));
+        assert_eq!(of("2H"), Some(Duration::from_secs(7_200)));
+        assert_eq!(of("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(of("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(of("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(of("0n"), Some(Duration::ZERO));
+        for bad in ["", "S", "5", "5x", "-5S", "+5S", "100000000S", "5 S"] {
+            assert_eq!(of(bad), None, "{bad:?}");
+        }
+        assert_eq!(grpc_timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
     fn what_strangers_may_not_say_is_known() {
         let mut said = headers(&[
             ("x-prefiller-host-port", "10.0.0.1:1"),
             ("x-gateway-destination-endpoint-served", "10.0.0.1:1"),
             ("x-llm-d-inference-objective", "best"),
             ("x-slo-ttft-ms", "1"),
+            ("x-request-timeout-ms", "1"),
             ("x-request-id", "1"),
             ("x-session-id", "s"),
             ("accept", "a"),

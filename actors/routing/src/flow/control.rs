@@ -44,6 +44,8 @@ pub struct FlowRequest<'a> {
     pub tokens: u64,
     /// How long the client waits at most.
     pub deadline: Option<Duration>,
+    /// Policies that order by deadline shall not know it.
+    pub deadline_hidden: bool,
     /// When its first token is due by its SLO, from now.
     pub slo_ttft: Option<Duration>,
     /// The model that the client named, for the metrics.
@@ -60,6 +62,7 @@ impl Default for FlowRequest<'_> {
             bytes: 0,
             tokens: 0,
             deadline: None,
+            deadline_hidden: false,
             slo_ttft: None,
             model: "",
             target_model: "",
@@ -256,6 +259,7 @@ impl FlowControl {
             .map_or((0, false), |b| (b.priority(), b.config().shed));
         let after = |d: Duration| now.saturating_add(micros(d));
         let mut client = request.deadline.map(after);
+        let shown = client.filter(|_| !request.deadline_hidden);
         if sheds {
             let soon = now.saturating_add(SHED_WAIT);
             client = Some(client.map_or(soon, |c| c.min(soon)));
@@ -276,10 +280,11 @@ impl FlowControl {
             },
             times: Times {
                 arrived: now,
-                deadline: core.lifetimes.deadline(now, client),
+                deadline: core.lifetimes.deadline(now, shown),
                 first_token_due: request.slo_ttft.map(after),
             },
             client,
+            shown,
             expires: core.expires(now, client),
             shed: sheds,
             labels,
@@ -320,18 +325,16 @@ impl FlowControl {
         let begun = self.now();
         while let Some(index) = core.queue.first_band() {
             match core.member.as_ref().map(|m| m.standing) {
-                // The dispatcher says who goes; a place that a victim leaves goes back to it.
-                Some(None) => {
-                    let load = self.pool_load(core);
-                    self.reclaim(core, index, load);
-                    break;
-                }
+                // The dispatcher says who goes, and who has to make room.
+                Some(None) => break,
                 Some(Some(standing)) if !self.ledger.load().below(standing) => break,
                 _ => {}
             }
             let load = self.pool_load(core);
             if !core.is_open(index, load) {
-                self.reclaim(core, index, load);
+                if core.member.as_ref().is_none_or(|m| m.orphan) {
+                    self.reclaim(core, index, load);
+                }
                 break;
             }
             let Some((flow, item)) = core.pop(index, begun) else {

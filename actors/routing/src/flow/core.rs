@@ -27,6 +27,8 @@ pub(super) struct Queued {
     pub times: Times,
     /// The client's own deadline.
     pub client: Option<u64>,
+    /// The same, for policies that order by it.
+    pub shown: Option<u64>,
     /// When its time is over as things are; its key in the timers.
     pub expires: Option<u64>,
     /// Should not have been queued: waits for the dispatcher's word only.
@@ -252,7 +254,7 @@ impl Core {
         for (priority, flow, mut item) in all {
             let (index, _) = self.band(priority, now);
             let queued = &mut item.value;
-            queued.times.deadline = self.lifetimes.deadline(queued.times.arrived, queued.client);
+            queued.times.deadline = self.lifetimes.deadline(queued.times.arrived, queued.shown);
             queued.expires = self.expires(queued.times.arrived, queued.client);
             self.push(index, &flow, item);
         }

@@ -73,6 +73,8 @@ pub struct Confirmed {
 #[derive(Debug, Default)]
 pub struct Victims {
     running: BTreeMap<VictimKey, Arc<Revocation>>,
+    /// The same by priority, to be told to others.
+    counts: BTreeMap<i32, u64>,
     pending: BTreeMap<VictimKey, Pending>,
     dispatched: u64,
 }
@@ -105,12 +107,15 @@ impl Victims {
         };
         let revocation = Arc::new(Revocation::default());
         self.running.insert(key, Arc::clone(&revocation));
+        *self.counts.entry(priority).or_default() += 1;
         Some((key, revocation))
     }
 
     /// A sheddable request ended. If it had been revoked, this confirms it.
     pub fn ended(&mut self, key: VictimKey, now: u64) -> Option<Confirmed> {
-        self.running.remove(&key);
+        if self.running.remove(&key).is_some() {
+            uncount(&mut self.counts, key.priority);
+        }
         let pending = self.pending.remove(&key)?;
         Some(Confirmed {
             after: now.saturating_sub(pending.since),
@@ -123,12 +128,9 @@ impl Victims {
         self.pending.values().filter(|p| !p.timed_out).count() as u64
     }
 
-    /// Running requests below a priority that are not revoked yet.
-    pub fn available(&self, below: i32) -> u64 {
-        self.running
-            .keys()
-            .take_while(|k| k.priority < below)
-            .count() as u64
+    /// Running requests that are not revoked yet, by priority.
+    pub fn available(&self) -> Vec<(i32, u64)> {
+        self.counts.iter().map(|(p, n)| (*p, *n)).collect()
     }
 
     /// Revokes up to `count` requests of a priority below `below`; gives their priorities.
@@ -142,6 +144,7 @@ impl Victims {
                 break;
             }
             let (key, revocation) = first.remove_entry();
+            uncount(&mut self.counts, key.priority);
             let pending = Pending {
                 since: now,
                 timed_out: false,
@@ -166,6 +169,15 @@ impl Victims {
     }
 }
 
+fn uncount(counts: &mut BTreeMap<i32, u64>, priority: i32) {
+    if let Some(count) = counts.get_mut(&priority) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(&priority);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,8 +199,9 @@ mod tests {
         let (old, old_told) = victims.running(-2).unwrap();
         let (high, high_told) = victims.running(-1).unwrap();
         let (new, new_told) = victims.running(-2).unwrap();
-        assert_eq!((victims.available(0), victims.available(-1)), (3, 2));
+        assert_eq!(victims.available(), [(-2, 2), (-1, 1)]);
         assert_eq!(victims.revoke(-1, 1, 100), [-2]);
+        assert_eq!(victims.available(), [(-2, 1), (-1, 1)]);
         assert!(new_told.is_revoked() && !old_told.is_revoked());
         assert_eq!(victims.pending(), 1);
         let confirmed = Confirmed {
@@ -202,5 +215,6 @@ mod tests {
         assert_eq!(victims.pending(), 0);
         assert!(!victims.ended(old, 11_000_000).unwrap().in_time);
         assert_eq!(victims.ended(high, 1), None);
+        assert!(victims.available().is_empty());
     }
 }

@@ -19,7 +19,7 @@ pub fn describe() {
     describe_histogram!(
         "llm_d_epp_flow_control_request_queue_duration_seconds",
         Unit::Seconds,
-        "Time in the queue by how it ended; requests that did not wait are not in it."
+        "Time in the queue by how it ended; of requests that did not wait, zero."
     );
     describe_histogram!(
         "llm_d_epp_flow_control_request_enqueue_duration_seconds",

@@ -1,4 +1,4 @@
-//! The engine revoking running requests for a band that is blocked.
+//! The engine revoking running requests for a band that is blocked; with other routers in the pool, when the dispatcher says so.
 
 use crate::flow::ceiling;
 use crate::flow::control::FlowControl;
@@ -25,7 +25,7 @@ impl FlowControl {
     }
 
     /// Revokes up to so many running requests of priorities below this.
-    fn revoke(&self, core: &mut Core, below: i32, wanted: u64) {
+    pub(super) fn revoke(&self, core: &mut Core, below: i32, wanted: u64) {
         if wanted == 0 {
             return;
         }

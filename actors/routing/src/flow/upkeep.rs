@@ -20,11 +20,21 @@ const PUBLISH: u64 = 250_000;
 impl FlowControl {
     /// Looks at the pool's endpoints. To be called when they change, and after their figures have: whoever may go then goes at once.
     pub fn observe(self: &Arc<Self>, endpoints: &[Arc<Endpoint>]) {
+        self.observe_parts(endpoints, &[]);
+    }
+
+    /// The same where only a part (0 to 1) of each endpoint's capacity is this pool's to use; those without a part are used whole.
+    pub fn observe_parts(self: &Arc<Self>, endpoints: &[Arc<Endpoint>], parts: &[f64]) {
         let now = crate::now_ms();
         let detector = self.lock().config.saturation;
+        let parts = parts.iter().copied().chain(std::iter::repeat(1.0));
         let loads = endpoints
             .iter()
-            .filter_map(|e| EndpointLoad::read(e, &detector, now))
+            .zip(parts)
+            .filter_map(|(e, part)| {
+                let load = EndpointLoad::read(e, &detector, now)?;
+                Some(EndpointLoad { part, ..load })
+            })
             .collect();
         self.set_endpoints(loads);
     }

@@ -4,15 +4,16 @@
 //! rewrite rules have are given by the operator and do not count against the limit. The number of combinations is limited as well.
 
 use super::{
-    CACHED_TOKENS, DURATION, ERRORS, INPUT_TOKENS, ITL, NTPOT, OUTPUT_TOKENS, REQUEST_SIZE,
-    REQUESTS, RESPONSE_SIZE, RUNNING, TPOT, TTFT,
+    CACHED_TOKENS, DURATION, ERRORS, INPUT_TOKENS, ITL, NTPOT, OUTPUT_TOKENS, QUEUE_WAIT,
+    REQUEST_SIZE, REQUESTS, RESPONSE_SIZE, RUNNING, TPOT, TTFT,
 };
 use arc_swap::ArcSwap;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use parking_lot::Mutex;
+use quorate_routing::flow::Outcome;
 use quorate_routing::{Class, DEFAULT_FLOW};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Label value for everything that has no value of its own.
 pub(crate) const OTHER: &str = "other";
@@ -48,6 +49,8 @@ pub(crate) struct RequestMetrics {
     pub itl: Histogram,
     pub tpot: Histogram,
     pub ntpot: Histogram,
+    /// Of the pool that these requests go to: one of them, if there are several.
+    unqueued: OnceLock<(Arc<str>, Histogram)>,
 }
 
 /// `labelled!(kind, name, labels, more labels)`
@@ -59,6 +62,22 @@ macro_rules! labelled {
 }
 
 impl RequestMetrics {
+    /// A request that did not wait in the queue of its pool.
+    pub fn not_queued(&self, pool: &Arc<str>) {
+        let (of, waited) = self
+            .unqueued
+            .get_or_init(|| (Arc::clone(pool), self.queue_wait(pool)));
+        match of == pool {
+            true => waited.record(0.0),
+            false => self.queue_wait(pool).record(0.0),
+        }
+    }
+
+    fn queue_wait(&self, pool: &str) -> Histogram {
+        let outcome = Outcome::Dispatched.as_str();
+        labelled!(histogram, QUEUE_WAIT, self.labels, "outcome" => outcome, "inference_pool" => pool.to_owned())
+    }
+
     fn new(labels: Labels) -> Self {
         let l = &labels;
         Self {
@@ -75,6 +94,7 @@ impl RequestMetrics {
             itl: labelled!(histogram, ITL, l),
             tpot: labelled!(histogram, TPOT, l),
             ntpot: labelled!(histogram, NTPOT, l),
+            unqueued: OnceLock::new(),
             labels,
         }
     }
@@ -240,6 +260,8 @@ mod tests {
             fairness_id: None,
             slo_ttft_ms: None,
             slo_tpot_ms: None,
+            timeout: None,
+            timeout_of_stranger: false,
             session: None,
             subset: None,
         }

@@ -166,14 +166,20 @@ impl Passing {
             self.progress_at = now + PROGRESS_EVERY;
             reservation.progress(now_ms());
         }
-        let Some(changer) = &mut self.changer else {
-            return data;
+        let mut rest = Bytes::new();
+        let changed = match &mut self.changer {
+            Some(changer) => {
+                let changed = changer.push(data, seen.usage);
+                if last {
+                    rest = changer.finish();
+                }
+                changed
+            }
+            None => data,
         };
-        let changed = changer.push(data, seen.usage);
-        if !last {
-            return changed;
+        if let Some(observation) = &mut self.observation {
+            observation.processed(now.elapsed());
         }
-        let rest = changer.finish();
         if rest.is_empty() {
             return changed;
         }

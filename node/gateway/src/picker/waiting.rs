@@ -43,15 +43,20 @@ impl Picker {
             })
         };
         if let Some(flow) = asked.class.pool.policy.flow.clone() {
+            let elapsed = asked.started.elapsed();
+            let deadline = asked.class.timeout.map(|all| all.saturating_sub(elapsed));
             let request = flow_request(
                 &asked.class,
                 &asked.info,
                 &asked.body,
                 asked.observation.labels(),
-                None,
+                deadline,
             );
             match flow.try_admit(&request) {
-                Some(permit) => asked.permit = Some(permit),
+                Some(permit) => {
+                    asked.observation.not_queued(&asked.class.pool.spec.name);
+                    asked.permit = Some(permit);
+                }
                 None => {
                     let admission = flow.admit(request);
                     return later(asked, WaitsFor::Room(admission));

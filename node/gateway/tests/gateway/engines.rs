@@ -6,6 +6,7 @@ use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use quorate_gateway::GatewayConfig;
 use quorate_routing::request::protobuf::write;
 use quorate_routing::{PoolPolicy, PoolSpec, RoutingView};
 use std::sync::Arc;
@@ -49,6 +50,16 @@ async fn token_ids_go_to_the_engines_own_paths() {
 
 /// One gRPC call; status of HTTP, headers, body, trailers.
 async fn call(front: &Front, method: &str, message: &[u8]) -> (u16, HeaderMap, Bytes, HeaderMap) {
+    call_within(front, method, message, "1H").await
+}
+
+/// The same with a time limit.
+async fn call_within(
+    front: &Front,
+    method: &str,
+    message: &[u8],
+    timeout: &str,
+) -> (u16, HeaderMap, Bytes, HeaderMap) {
     let stream = TcpStream::connect(front.addr()).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -58,6 +69,7 @@ async fn call(front: &Front, method: &str, message: &[u8]) -> (u16, HeaderMap, B
     let request = Request::post(format!("http://front{method}"))
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
+        .header("grpc-timeout", timeout)
         .body(Full::new(Bytes::from(write::frame(message))))
         .unwrap();
     let (head, body) = soon(sender.send_request(request))
@@ -147,4 +159,27 @@ async fn grpc_goes_through_with_trailers_and_is_measured() {
         "rejected-no-endpoints"
     );
     assert_eq!(engine.requests(), 2);
+}
+
+#[tokio::test]
+async fn the_time_limit_of_a_grpc_call_holds_whoever_sends_it() {
+    let engine = Engine::start(|_| std::future::pending()).await;
+    let url = format!("http://{}", engine.addr);
+    for trust_headers in [Some(true), Some(false)] {
+        let config = GatewayConfig {
+            trust_headers,
+            ..config()
+        };
+        let front = Front::of(config, vec![endpoint("grpc-2", &url, true)]);
+        let mut message = Vec::new();
+        write::bytes(&mut message, 3, b"a prompt");
+        write::number(&mut message, 5, 1);
+        let method = "/vllm.grpc.engine.VllmEngine/Generate";
+        let (status, headers, _, _) = call_within(&front, method, &message, "50m").await;
+        // DEADLINE_EXCEEDED
+        assert_eq!(
+            (status, &headers["grpc-status"]),
+            (200, &"4".parse().unwrap())
+        );
+    }
 }

@@ -100,3 +100,63 @@ async fn nobody_waits_longer_than_the_request_may_take() {
     assert_eq!(first.reply().await.status, 200);
     assert_eq!(engine.requests(), 1);
 }
+
+#[tokio::test]
+async fn the_clients_own_deadline_ends_its_wait_and_its_answer() {
+    let (engine, gate) = held().await;
+    let front = one_at_a_time(config(), &engine);
+    let mut first = front.connect().await;
+    first.post(CHAT_PATH, CHAT).await;
+    eventually("the first is at the engine", || engine.requests() == 1).await;
+    // The engine is busy for ever: what ends the wait is the deadline alone.
+    let mut second = front.connect().await;
+    let head = format!(
+        "POST {CHAT_PATH} HTTP/1.1\r\nhost: front\r\nx-llm-d-request-timeout-ms: 50\r\ncontent-length: {}\r\n\r\n{CHAT}",
+        CHAT.len()
+    );
+    second.send(head.as_bytes()).await;
+    eventually("the second waits", || front.handle.in_flight() == 2).await;
+    // Somebody has to let time pass for the engine of flow control, as the node does.
+    let flow = front.view.load().pools()[0].policy.flow.clone().unwrap();
+    let clock = tokio::spawn(async move {
+        loop {
+            flow.tick();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    let second = second.reply().await;
+    clock.abort();
+    assert_eq!(
+        (
+            second.status,
+            second.header("x-llm-d-request-dropped-reason")
+        ),
+        (429, Some("rejected-ttl-expired"))
+    );
+    assert_eq!(engine.requests(), 1);
+    gate.add_permits(1);
+    assert_eq!(first.reply().await.status, 200);
+    // At the engine: the answer does not come, and the same deadline holds.
+    let late = front
+        .post_with(CHAT_PATH, "x-gateway-request-timeout-ms: 50\r\n", CHAT)
+        .await;
+    assert_eq!(late.status, 504);
+    assert_eq!(late.json()["error"]["code"], "upstream_timeout");
+}
+
+#[tokio::test]
+async fn a_strangers_deadline_header_counts_for_nothing() {
+    let (engine, gate) = held().await;
+    let front = one_at_a_time(
+        GatewayConfig {
+            trust_headers: Some(false),
+            ..config()
+        },
+        &engine,
+    );
+    gate.add_permits(1);
+    let reply = front
+        .post_with(CHAT_PATH, "x-llm-d-request-timeout-ms: 0\r\n", CHAT)
+        .await;
+    assert_eq!(reply.status, 200);
+}

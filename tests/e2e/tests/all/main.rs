@@ -15,6 +15,7 @@ mod learnt;
 mod malformed_control;
 mod malformed_http;
 mod membership;
+mod metrics;
 mod openai_client;
 mod restart;
 mod scheduling;

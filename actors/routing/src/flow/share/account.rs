@@ -2,15 +2,16 @@
 
 use crate::flow::queue::Held;
 use crate::flow::saturation::Load;
-use crate::flow::share::message::{Demand, Grant};
+use crate::flow::share::message::{Demand, Grant, Revoke};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A grant that the router has not acted upon as far as is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Sent {
     seq: u64,
     dispatched: Load,
     standing: Option<Load>,
+    revoke: Vec<Revoke>,
 }
 
 /// See the module's documentation.
@@ -33,6 +34,10 @@ pub struct Account {
     told_at: Option<u64>,
     /// What waits there.
     queued: BTreeMap<i32, Held>,
+    /// What may be revoked there and what is on its way out, as last said; and what it is going to be told to revoke.
+    revocable: BTreeMap<i32, u64>,
+    revoking: u64,
+    revoke: Vec<Revoke>,
     lost: Option<u64>,
 }
 
@@ -55,6 +60,9 @@ impl Account {
             told_queued: Vec::new(),
             told_at: None,
             queued: BTreeMap::new(),
+            revocable: demand.revocable.iter().copied().collect(),
+            revoking: demand.revoking,
+            revoke: Vec::new(),
             lost: None,
         }
     }
@@ -77,6 +85,8 @@ impl Account {
     pub fn hear(&mut self, demand: &Demand) {
         self.in_flight = demand.in_flight;
         self.held = demand.held;
+        self.revocable = demand.revocable.iter().copied().collect();
+        self.revoking = demand.revoking;
         while self.sent.front().is_some_and(|s| s.seq <= demand.acked) {
             self.sent.pop_front();
         }
@@ -120,6 +130,46 @@ impl Account {
                 requests: 1,
                 tokens,
             };
+        self.changed = true;
+    }
+
+    /// In flight there at most, without what it may have and does not use.
+    pub fn busy(&self) -> Load {
+        self.sent
+            .iter()
+            .fold(self.in_flight + self.dispatched, |sum, s| {
+                sum + s.dispatched
+            })
+    }
+
+    fn orders(&self) -> impl Iterator<Item = &Revoke> {
+        self.sent.iter().flat_map(|s| &s.revoke).chain(&self.revoke)
+    }
+
+    /// Requests that are on their way out, or are going to be told so.
+    pub fn revoking(&self) -> u64 {
+        self.orders()
+            .fold(self.revoking, |sum, order| sum + order.requests)
+    }
+
+    /// The lowest priority of a running request that may still be revoked, and how many there are of it.
+    pub fn lowest_revocable(&self) -> Option<(i32, u64)> {
+        // Orders that it has not acted upon take the lowest first.
+        let mut ordered: u64 = self.orders().map(|order| order.requests).sum();
+        self.revocable.iter().find_map(|(priority, count)| {
+            let left = count.saturating_sub(ordered);
+            ordered = ordered.saturating_sub(*count);
+            (left > 0).then_some((*priority, left))
+        })
+    }
+
+    /// A running request of this priority there has to give way.
+    pub fn revoke(&mut self, priority: i32) {
+        let below = priority.saturating_add(1);
+        match self.revoke.last_mut() {
+            Some(last) if last.below == below => last.requests += 1,
+            _ => self.revoke.push(Revoke { requests: 1, below }),
+        }
         self.changed = true;
     }
 
@@ -191,6 +241,7 @@ impl Account {
             seq: self.seq,
             dispatched: std::mem::take(&mut self.dispatched),
             standing: self.standing,
+            revoke: self.revoke.clone(),
         });
         Some(Grant {
             session: self.session,
@@ -200,6 +251,7 @@ impl Account {
             elsewhere,
             queued_elsewhere: queued,
             renew: std::mem::take(&mut self.renew),
+            revoke: std::mem::take(&mut self.revoke),
         })
     }
 }

@@ -1,19 +1,22 @@
 //! The pool's dispatcher: knows what waits on every router and gives out every free place. Pure: messages in, messages out.
 
 use crate::config::FlowControlConfig;
+use crate::flow::ceiling::{self, Rank};
 use crate::flow::core::{bands, is_open, rank, template};
+use crate::flow::eviction::needed;
 use crate::flow::order::{self, OrderKey, Times};
 use crate::flow::queue::{Held, Item, Queue, Ticket};
 use crate::flow::saturation::{self, Budget, EndpointLoad, Load};
 use crate::flow::share::account::Account;
 use crate::flow::share::message::{Demand, Grant, Waiting};
 use crate::flow::upkeep::half_life;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 
 /// A router whose stream ended keeps its places for this long (µs): it may be back at once with its requests still running.
 const GRACE: u64 = 300_000;
-/// A new dispatcher waits this long (µs) at most for what the other routers have in flight.
-const REBUILD: u64 = 500_000;
+/// A dispatcher waits this long (µs) at most for what a router that is new to it has in flight.
+const REBUILD: u64 = 1_000_000;
 /// Nothing has waited for this long (µs): free places are handed out to be used without asking.
 const CALM: u64 = 10_000;
 /// Routers hear from the dispatcher at least this often (µs).
@@ -38,9 +41,9 @@ pub struct Dispatcher {
     accounts: BTreeMap<u64, Account>,
     endpoints: Vec<EndpointLoad>,
     budget: Budget,
-    /// Routers that had a part in the pool when this one took over, and have not told it yet.
-    awaited: BTreeSet<u64>,
-    since: u64,
+    /// Routers that may have requests in flight that are not known here, and since when their word is awaited: those that had a part
+    /// in the pool when this one took over, and those that came from a part of the network with a dispatcher of its own.
+    awaited: BTreeMap<u64, u64>,
     /// When something last waited.
     busy: u64,
     arrivals: u64,
@@ -60,8 +63,7 @@ impl Dispatcher {
             accounts: BTreeMap::new(),
             endpoints: Vec::new(),
             budget: Budget::default(),
-            awaited: routers.into_iter().collect(),
-            since: now,
+            awaited: routers.into_iter().map(|router| (router, now)).collect(),
             busy: now,
             arrivals: 0,
             cycles: BTreeMap::new(),
@@ -109,11 +111,17 @@ impl Dispatcher {
         self.queue.held()
     }
 
+    /// A router came. It may have been on its own or have had another dispatcher, so nothing more is given out before it has said
+    /// what it has in flight, or long enough has passed.
+    pub fn joined(&mut self, router: u64, now: u64) {
+        self.awaited.entry(router).or_insert(now);
+    }
+
     /// A router's word.
     pub fn demand(&mut self, router: u64, demand: Demand, now: u64) {
+        self.awaited.remove(&router);
         if demand.first {
             self.forget_waiting(router);
-            self.awaited.remove(&router);
             self.accounts.insert(router, Account::open(&demand));
         }
         match self.accounts.get_mut(&router) {
@@ -234,9 +242,8 @@ impl Dispatcher {
         for router in gone {
             self.accounts.remove(&router);
         }
-        if now.saturating_sub(self.since) >= REBUILD {
-            self.awaited.clear();
-        }
+        self.awaited
+            .retain(|_, since| now.saturating_sub(*since) < REBUILD);
         self.plan(now);
     }
 
@@ -253,6 +260,7 @@ impl Dispatcher {
             let rank = rank(&self.queue, index);
             let saturation = self.budget.saturation(given);
             if !is_open(&self.config.usage_limit, rank, saturation, &mut self.cycles) {
+                self.make_room(rank);
                 break;
             }
             let Some((ticket, item)) = self.queue.pop(index, now) else {
@@ -276,6 +284,33 @@ impl Dispatcher {
             self.take_back();
         } else if now.saturating_sub(self.busy) >= CALM {
             self.hand_out(given);
+        }
+    }
+
+    /// A band with work is blocked: running requests of lower bands give way, on whichever router they are, the lowest first.
+    fn make_room(&mut self, rank: Rank) {
+        if !self.config.eviction || self.budget.endpoints == 0 {
+            return;
+        }
+        let all = self.accounts.values();
+        let (busy, revoking) = all.fold((Load::default(), 0u64), |(busy, revoking), a| {
+            (busy + a.busy(), revoking.saturating_add(a.revoking()))
+        });
+        let ceiling = ceiling::hard(&self.config.usage_limit, rank);
+        let saturation = self.budget.saturation(busy);
+        for _ in 0..needed(saturation, ceiling, busy.requests, revoking) {
+            let victim = self
+                .accounts
+                .values_mut()
+                .filter(|a| a.lost_since().is_none())
+                .filter_map(|a| Some((a.lowest_revocable()?, a)))
+                .min_by_key(|((priority, count), _)| (*priority, Reverse(*count)));
+            match victim {
+                Some(((priority, _), account)) if priority < rank.priority => {
+                    account.revoke(priority);
+                }
+                _ => break,
+            }
         }
     }
 

@@ -23,6 +23,10 @@ pub struct Demand {
     pub gone: Vec<u64>,
     /// Weighted tokens that fairness ids got.
     pub served: Vec<(Arc<str>, f64)>,
+    /// Running requests that may be revoked, by priority.
+    pub revocable: Vec<(i32, u64)>,
+    /// Requests that were told to give way and have not ended yet.
+    pub revoking: u64,
 }
 
 /// A request that waits on a router.
@@ -63,6 +67,17 @@ pub struct Grant {
     pub queued_elsewhere: Vec<(i32, Held)>,
     /// Something may have been missed: begin a new session.
     pub renew: bool,
+    /// Running requests that have to give way to others of the pool.
+    pub revoke: Vec<Revoke>,
+}
+
+/// An order to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoke {
+    /// So many requests, the lowest priority and the newest first.
+    pub requests: u64,
+    /// Only of priorities below this.
+    pub below: i32,
 }
 
 /// Either of them.

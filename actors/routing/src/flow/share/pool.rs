@@ -64,6 +64,9 @@ impl PoolShare {
             for gone in before.difference(&self.routers) {
                 dispatcher.lost(*gone, now);
             }
+            for new in self.routers.difference(&before) {
+                dispatcher.joined(*new, now);
+            }
         } else {
             // Whatever was before: what the others have in flight only they know.
             let routers = self.routers.iter().copied();

@@ -75,6 +75,10 @@ impl FlowControl {
         }
         let more = !member.unsaid.is_empty();
         let in_flight = self.ledger.load();
+        let (revocable, revoking) = {
+            let victims = self.victims.lock();
+            (victims.available(), victims.pending())
+        };
         let demand = Demand {
             session: member.session,
             first: std::mem::take(&mut member.first),
@@ -84,6 +88,8 @@ impl FlowControl {
             waiting: said,
             gone: std::mem::take(&mut member.gone),
             served: std::mem::take(&mut member.served).into_iter().collect(),
+            revocable,
+            revoking,
         };
         if more {
             self.mark_dirty();
@@ -112,6 +118,9 @@ impl FlowControl {
         }
         if changed {
             self.publish_gates(&mut core);
+        }
+        for order in &grant.revoke {
+            self.revoke(&mut core, order.below, order.requests);
         }
         self.pump(&mut core, &mut wakers);
         drop(core);

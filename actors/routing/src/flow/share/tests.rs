@@ -56,6 +56,10 @@ struct Sim {
     longest: BTreeMap<i32, u64>,
     in_flight_sum: u64,
     steps: u64,
+    /// Running requests that gave way, by router.
+    revoked: BTreeMap<u64, u64>,
+    /// The shortest answer takes this long.
+    shortest: u64,
 }
 
 fn config() -> FlowControlConfig {
@@ -82,6 +86,10 @@ fn config() -> FlowControlConfig {
 
 impl Sim {
     fn new(nodes: u64, seed: u64) -> Self {
+        Self::with(nodes, seed, &config())
+    }
+
+    fn with(nodes: u64, seed: u64, config: &FlowControlConfig) -> Self {
         let clock = Arc::new(AtomicU64::new(SECOND));
         let mut sim = Self {
             clock: Arc::clone(&clock),
@@ -93,10 +101,13 @@ impl Sim {
             longest: BTreeMap::new(),
             in_flight_sum: 0,
             steps: 0,
+            revoked: BTreeMap::new(),
+            shortest: 50 * MS,
         };
         for id in 1..=nodes {
             let read = Arc::clone(&clock);
-            let flow = FlowControl::with_clock("p", config(), Arc::new(move || read.load(SeqCst)));
+            let flow =
+                FlowControl::with_clock("p", config.clone(), Arc::new(move || read.load(SeqCst)));
             flow.set_endpoints(vec![EndpointLoad::default(); 2]);
             let node = Node {
                 share: PoolShare::new(id, flow),
@@ -171,7 +182,14 @@ impl Sim {
             }
         }
         for (id, node) in &mut self.nodes {
-            node.running.retain(|(until, _)| *until > now);
+            node.running.retain(|(until, permit)| {
+                let cx = &mut Context::from_waker(Waker::noop());
+                let revoked = permit.poll_revoked(cx).is_ready();
+                if revoked {
+                    *self.revoked.entry(*id).or_default() += 1;
+                }
+                *until > now && !revoked
+            });
             if now.is_multiple_of(50 * MS) {
                 node.share.tick();
             }
@@ -187,7 +205,7 @@ impl Sim {
                 let cx = &mut Context::from_waker(Waker::noop());
                 match Pin::new(&mut w.admission).poll(cx) {
                     Poll::Ready(Ok(permit)) => {
-                        let takes = 50 * MS + self.random.below(100) * MS;
+                        let takes = self.shortest + self.random.below(100) * MS;
                         node.running.push((now + takes, permit));
                         *self.served.entry(w.tenant).or_default() += 1;
                         let longest = self.longest.entry(w.priority).or_default();
@@ -290,6 +308,92 @@ fn a_high_band_does_not_wait_for_a_low_one_that_is_queued_elsewhere() {
     // A place becomes free every 2.5 ms; the rest is the way there and back.
     assert!(high < 40 * MS, "{high} µs");
     assert!(sim.most <= LIMIT);
+}
+
+/// Tells a router who shares the pool, as it sees it, and who of them is the dispatcher.
+fn sees(sim: &mut Sim, node: u64, leader: u64, routers: &[u64]) {
+    if let Some(node) = sim.nodes.get_mut(&node) {
+        let routers = routers.iter().copied().collect();
+        node.share.set_routers(leader, routers);
+    }
+}
+
+#[test]
+fn routers_that_find_each_other_one_by_one_do_not_add_up() {
+    for seed in 1..=5 {
+        let mut sim = Sim::new(3, seed);
+        sim.shortest = 10 * SECOND;
+        // Streams open one by one: 1 is alone with its clients, 2 follows it, 3 follows itself.
+        sees(&mut sim, 1, 1, &[1]);
+        sees(&mut sim, 2, 1, &[1, 2]);
+        sees(&mut sim, 3, 3, &[1, 3]);
+        for _ in 0..LIMIT / 2 {
+            sim.ask(1, 0, 0);
+        }
+        let steps = |sim: &mut Sim, count| (0..count).for_each(|_| sim.step());
+        steps(&mut sim, 20);
+        sees(&mut sim, 1, 1, &[1, 2]);
+        steps(&mut sim, 20);
+        for _ in 0..2 * LIMIT {
+            sim.ask(2, 1, 0);
+            sim.ask(3, 2, 0);
+        }
+        steps(&mut sim, 40);
+        assert_eq!(sim.in_flight(), LIMIT, "seed {seed}: 1 and 2 fill the pool");
+        // 3 hears of 2 only now, and what 1 has some time before what 2 has.
+        sees(&mut sim, 3, 3, &[1, 2, 3]);
+        steps(&mut sim, 20);
+        sees(&mut sim, 1, 3, &[1, 2, 3]);
+        steps(&mut sim, 20);
+        sees(&mut sim, 2, 3, &[1, 2, 3]);
+        steps(&mut sim, 200);
+        assert_eq!(sim.most, LIMIT, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_lowest_band_gives_way_on_whichever_router_it_runs() {
+    let evicting = FlowControlConfig {
+        eviction: true,
+        ..config()
+    };
+    for seed in 1..=3 {
+        let mut sim = Sim::with(3, seed, &evicting);
+        sim.shortest = 10 * SECOND;
+        for _ in 0..100 {
+            sim.step();
+        }
+        // The pool is full of what may be dropped: half of it on router 1, the lower half on router 2.
+        for _ in 0..LIMIT / 2 {
+            sim.ask(1, 0, -1);
+            sim.ask(2, 0, -2);
+        }
+        for _ in 0..30 {
+            sim.step();
+        }
+        assert_eq!(sim.in_flight(), LIMIT, "seed {seed}");
+        sim.reset();
+        for _ in 0..5 {
+            sim.ask(3, 1, 10);
+        }
+        // One place at a time, each the way there and back twice.
+        for _ in 0..100 {
+            sim.step();
+        }
+        let served = sim.served.get(&1).copied();
+        assert_eq!(served, Some(5), "seed {seed}");
+        assert!(sim.most <= LIMIT, "seed {seed}: {} in flight", sim.most);
+        let only_the_lowest: BTreeMap<_, _> = [(2, 5)].into();
+        assert_eq!(sim.revoked, only_the_lowest, "seed {seed}");
+        // A band never revokes its equals or betters.
+        for _ in 0..3 * LIMIT {
+            sim.ask(3, 1, -2);
+        }
+        for _ in 0..100 {
+            sim.step();
+        }
+        assert_eq!(sim.revoked, only_the_lowest, "seed {seed}");
+    }
 }
 
 #[test]

@@ -7,9 +7,15 @@ use quorate_routing::config::flow::{
     BandConfig, ConcurrencyMode, FlowControlConfig, SaturationDetector,
 };
 use quorate_routing::flow::FlowControl;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// One request at a time, and one more may wait.
 fn one_at_a_time() -> World {
+    world_and_flow().0
+}
+
+fn world_and_flow() -> (World, Arc<FlowControl>) {
     let band = BandConfig {
         max_requests: 1,
         ..BandConfig::default()
@@ -25,11 +31,12 @@ fn one_at_a_time() -> World {
         },
         ..FlowControlConfig::default()
     };
+    let flow = FlowControl::new("p", config);
     let policy = PoolPolicy {
-        flow: Some(FlowControl::new("p", config)),
+        flow: Some(Arc::clone(&flow)),
         ..PoolPolicy::default()
     };
-    with_policy(1, ExtProcConfig::default(), policy)
+    (with_policy(1, ExtProcConfig::default(), policy), flow)
 }
 
 #[tokio::test]
@@ -61,4 +68,25 @@ async fn the_next_goes_when_the_one_before_has_ended_and_the_rest_are_told() {
     assert_eq!(lb(&fifth.said()[0]), "10.0.0.1:8000");
     drop(fifth);
     assert_eq!(world.in_flight(), [0]);
+}
+
+#[tokio::test]
+async fn nobody_waits_longer_than_its_client_says() {
+    let (world, flow) = world_and_flow();
+    let mut first = world.open();
+    assert_eq!(lb(&first.request(CHAT, BODY)[0]), "10.0.0.1:8000");
+    let mut second = world.open();
+    let limit = [("x-llm-d-request-timeout-ms", "20")];
+    second.send(head("POST", CHAT, false, &limit));
+    second.send(request_body(BODY, true));
+    assert!(second.said().is_empty(), "it waits");
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    flow.tick();
+    let said = second.said();
+    let refused = second.immediate(said);
+    assert_eq!(code(&refused), 429);
+    assert_eq!(
+        set(&refused.headers.unwrap(), "x-llm-d-request-dropped-reason").as_deref(),
+        Some("rejected-ttl-expired")
+    );
 }
