@@ -3,6 +3,7 @@
 //! `deploy/router.toml` is the annotated example; a test keeps it and these types in step.
 
 pub mod auth;
+pub mod explain;
 
 use crate::log::LogConfig;
 use anyhow::Context;
@@ -30,6 +31,8 @@ pub struct Config {
     pub auth: auth::AuthConfig,
     /// The endpoint picker for an existing Envoy.
     pub ext_proc: ExtProcConfig,
+    /// Which requests leave a record.
+    pub explain: explain::ExplainConfig,
     /// Metrics and health over HTTP.
     pub admin: AdminConfig,
     /// Logs.
@@ -209,6 +212,7 @@ impl Config {
         self.gateway.validate()?;
         self.auth.check()?;
         self.ext_proc.validate()?;
+        self.explain.check()?;
         anyhow::ensure!(
             self.cluster.auto_voters % 2 == 1 && self.cluster.auto_voters <= 7,
             "cluster.auto_voters is {}: use an odd number of at most 7",
@@ -297,6 +301,10 @@ mod tests {
         assert!(config.ext_proc.listen.is_none() && all.ext_proc.listen.is_some());
         assert!(all.ext_proc.tls.is_some());
         // What is shown beside an example is the default.
+        assert_eq!(
+            format!("{:?}", all.explain),
+            format!("{:?}", explain::ExplainConfig::default())
+        );
         let shown = format!(
             "{:?}",
             quorate_extproc::ExtProcConfig {

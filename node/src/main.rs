@@ -5,6 +5,7 @@ mod bench;
 mod config;
 mod control;
 mod dev;
+mod explain;
 mod grpc;
 mod log;
 mod node;

@@ -12,6 +12,7 @@ mod usage;
 mod wiring;
 
 use crate::config::{Config, Timing, TlsFiles, advertised};
+use crate::explain::{DecisionReceiver, Desk, FileOptions};
 use crate::{admin, control, grpc, prometheus};
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -21,6 +22,7 @@ use quorate_gateway::{Gateway, GatewayHandle, GatewayShared, upstream_client_con
 use quorate_proto::v1;
 use quorate_raft::{Advertise, Cluster, Options, PeerTls, StopReason};
 use quorate_routing::RoutingView;
+use quorate_routing::explain::Recorder;
 use quorate_routing::identity::Authenticator;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -67,6 +69,7 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
     ));
 
     let doors = PeerDoors::default();
+    let keeps_files = !matches!(start, Start::InMemory(_));
     let (options, resources) =
         raft_options(&config, start, &doors, control_listener.local_addr()?)?;
     state.send_replace(Some("joining the cluster".into()));
@@ -81,7 +84,12 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
         cluster = cluster.cluster_id(),
         "taking part in the cluster"
     );
-    let node = match Node::assemble(&config, &cluster, &doors, resources, control_listener).await {
+    let setting = Setting {
+        config: &config,
+        doors: &doors,
+        keeps_files,
+    };
+    let node = match Node::assemble(setting, &cluster, resources, control_listener).await {
         Ok(node) => node,
         Err(error) => {
             cluster.shutdown().await;
@@ -100,6 +108,15 @@ pub async fn run(config: Config, start: Start, stop: crate::router::Stop) -> any
 struct PeerDoors {
     exchange: late::LateExchange,
     usage: usage::UsageReceiver,
+    decisions: DecisionReceiver,
+}
+
+/// What a node is made from.
+struct Setting<'a> {
+    config: &'a Config,
+    doors: &'a PeerDoors,
+    /// It has a data directory.
+    keeps_files: bool,
 }
 
 /// The running parts.
@@ -109,18 +126,23 @@ struct Node {
     gateway: GatewayHandle,
     ext_proc: Option<ExtProcHandle>,
     shared: Arc<GatewayShared>,
+    decisions: Arc<Desk>,
     control_stop: CancellationToken,
     control: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Node {
     async fn assemble(
-        config: &Config,
+        setting: Setting<'_>,
         cluster: &Cluster,
-        doors: &PeerDoors,
         resources: Vec<v1::Resource>,
         control_listener: TcpListener,
     ) -> anyhow::Result<Self> {
+        let Setting {
+            config,
+            doors,
+            keeps_files,
+        } = setting;
         let control_stop = CancellationToken::new();
         let view = Arc::new(ArcSwap::from_pointee(RoutingView::default()));
         let tls = upstream_client_config(&config.gateway.upstream)
@@ -152,6 +174,10 @@ impl Node {
         if let Some(authenticator) = authenticator(config, cluster, doors, peers, &control_stop)? {
             shared.set_authenticator(authenticator);
         }
+        let desk = decisions(config, cluster, &shared, keeps_files);
+        doors
+            .decisions
+            .open(cluster, wiring::check_caller(cluster), Arc::clone(&desk));
         let gateway = Gateway::start(config.gateway.clone(), Arc::clone(&shared))?;
         let ext_proc = match config.ext_proc.listen {
             Some(_) => Some(ExtProc::start(
@@ -163,6 +189,7 @@ impl Node {
         let routes = control::routes(control::ControlContext {
             cluster: cluster.clone(),
             plane: Arc::clone(&plane),
+            decisions: Arc::clone(&desk),
             stop: control_stop.clone(),
         });
         let control = tokio::spawn({
@@ -183,6 +210,7 @@ impl Node {
             gateway,
             ext_proc,
             shared,
+            decisions: desk,
             control_stop,
             control,
         })
@@ -275,6 +303,13 @@ impl Node {
                 "external processing: cut at the end of the drain"
             );
         }
+        let decisions = self.decisions;
+        if tokio::task::spawn_blocking(move || decisions.stop())
+            .await
+            .is_err()
+        {
+            warn!("the file of decisions may lack its end");
+        }
         self.control_stop.cancel();
         // Watches never end by themselves.
         if tokio::time::timeout(Duration::from_secs(1), self.control)
@@ -286,6 +321,22 @@ impl Node {
         self.plane.shutdown().await;
         self.cluster.shutdown().await;
     }
+}
+
+/// Records of requests, kept where the request path finds them.
+fn decisions(
+    config: &Config,
+    cluster: &Cluster,
+    shared: &GatewayShared,
+    keeps_files: bool,
+) -> Arc<Desk> {
+    let recorder = Arc::new(Recorder::new(config.explain.recorder()));
+    shared.set_recorder(Arc::clone(&recorder));
+    let files = FileOptions {
+        data_dir: keeps_files.then(|| config.node.data_dir.clone()),
+        max_bytes: config.explain.max_file_mib << 20,
+    };
+    Arc::new(Desk::new(cluster.node_name(), recorder, files))
 }
 
 /// Who the clients are and what they may use: kept up to date from the control state and the other nodes. `None`: nobody is asked.
@@ -384,7 +435,11 @@ fn raft_options(
         control,
     };
     let services = doors.exchange.routes();
-    options.extra_services = Some(services.add_service(doors.usage.server()));
+    options.extra_services = Some(
+        services
+            .add_service(doors.usage.server())
+            .add_service(doors.decisions.server()),
+    );
     Ok((options, resources))
 }
 

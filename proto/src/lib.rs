@@ -1,6 +1,6 @@
 //! The wire contracts of Quorate, compiled from the `.proto` files beside this crate.
 //!
-//! * [`v1`]: the public control API (resources, endpoints, cluster membership).
+//! * [`v1`]: the public control API (resources, endpoints, decisions, cluster membership).
 //! * [`peer::v1`]: node-to-node traffic (consensus frames, load exchange).
 //! * [`store::v1`]: what is kept on disk (commands in the log, snapshots).
 //! * [`envoy`]: Envoy's external processing service, as far as an endpoint picker needs it.

@@ -1,12 +1,14 @@
 //! One pick, with its reservation made and dropped, by number of endpoints: the weighted and the token-aware baseline, with a prompt of which
-//! the beginning is shared, and the plain pick for comparison.
+//! the beginning is shared, and the plain pick for comparison; the same with everything written down, up to the record in the ring; and the look
+//! whether a request is to be recorded at all.
 
 #[path = "../tests/fleet/mod.rs"]
 mod fleet;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use quorate_routing::config::{EndpointPickerConfig, presets};
-use quorate_routing::{PowerOfTwo, Scheduler, SchedulingRequest, Tried};
+use quorate_routing::explain::{Attempt, Recorder, RecorderOptions, RequestFacts, RequestRecord};
+use quorate_routing::{Decision, PowerOfTwo, Scheduler, SchedulingRequest, Tried};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -60,7 +62,43 @@ fn bench(c: &mut Criterion) {
                     });
                 });
         }
+        let scheduler = preset("optimized-baseline");
+        let recorder = recorder(u32::MAX);
+        let mut random = 0u64;
+        c.benchmark_group("baseline/4KB-prompt/recorded")
+            .bench_function(BenchmarkId::from_parameter(n), |b| {
+                b.iter(|| {
+                    random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                    let mut decision = Decision::default();
+                    let record = Some(&mut decision);
+                    drop(scheduler.schedule(&known, route, &tried, 2, random, record));
+                    let attempt = Attempt {
+                        decision: Some(decision),
+                        ..Attempt::default()
+                    };
+                    let record = RequestRecord {
+                        request: Some(RequestFacts::of(&known)),
+                        attempts: vec![attempt],
+                        ..RequestRecord::default()
+                    };
+                    recorder.finish(record, random);
+                });
+            });
     }
+    for (name, recorder) in [("off", recorder(0)), ("beyond-the-rate", recorder(1))] {
+        c.benchmark_group("wants").bench_function(name, |b| {
+            b.iter(|| recorder.wants(black_box(7), black_box(1_000), false));
+        });
+    }
+}
+
+fn recorder(max_per_second: u32) -> Recorder {
+    Recorder::new(RecorderOptions {
+        capacity: 4096,
+        max_bytes: 64 << 20,
+        share: if max_per_second > 0 { 1.0 } else { 0.0 },
+        max_per_second,
+    })
 }
 
 criterion_group!(benches, bench);

@@ -1,12 +1,14 @@
 //! One endpoint as the hot path sees it: fixed facts, and atomics that actors and gateway write.
 
 mod engine_facts;
+mod facts;
 mod reservation;
 pub mod slot;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use engine_facts::{AdapterLoad, CacheShape};
+pub use facts::EndpointFacts;
 pub use reservation::{Failure, Reservation};
 
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
@@ -14,8 +16,8 @@ use crate::target::Target;
 use arc_swap::ArcSwap;
 use slot::Slot;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What is fixed for one incarnation of an endpoint. Anything that changes here makes a new [`Endpoint`].
@@ -164,6 +166,7 @@ pub struct Endpoint {
     models: ArcSwap<Vec<ServedModel>>,
     adapters: ArcSwap<AdapterLoad>,
     cache_shape: AtomicU64,
+    facts: OnceLock<Arc<EndpointFacts>>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -202,12 +205,18 @@ impl Endpoint {
             models: ArcSwap::default(),
             adapters: ArcSwap::default(),
             cache_shape: AtomicU64::new(0),
+            facts: OnceLock::new(),
         }
     }
 
     /// Its fixed facts.
     pub fn spec(&self) -> &EndpointSpec {
         &self.spec
+    }
+
+    /// Its fixed facts as records keep them.
+    pub fn facts(&self) -> &Arc<EndpointFacts> {
+        self.facts.get_or_init(|| Arc::new((&self.spec).into()))
     }
 
     /// Its resource name.

@@ -13,6 +13,7 @@ pub mod breaker;
 pub mod classify;
 pub mod config;
 pub mod endpoint;
+pub mod explain;
 pub mod expression;
 pub mod flow;
 pub mod identity;
@@ -30,8 +31,8 @@ pub mod view;
 pub use breaker::{Breaker, BreakerPolicy, BreakerState};
 pub use classify::{Caller, Class, ClassHeaders, Unroutable, classify};
 pub use endpoint::{
-    AdapterLoad, CacheShape, Endpoint, EndpointObserver, EndpointSpec, Failure, Health,
-    LoadFigures, LoadSnapshot, NotUsed, Reservation, ServedModel,
+    AdapterLoad, CacheShape, Endpoint, EndpointFacts, EndpointObserver, EndpointSpec, Failure,
+    Health, LoadFigures, LoadSnapshot, NotUsed, Reservation, ServedModel,
 };
 pub use objective::{AgentIdentity, DEFAULT_FLOW, Objectives};
 pub use pick::{Denied, NotPicked, Picked, PowerOfTwo, Scheduler, Tried, Unavailable};

@@ -7,6 +7,8 @@
 pub mod attributes;
 mod decision;
 mod loads;
+mod name;
+pub(crate) mod noting;
 mod plugin;
 mod prefer;
 mod profile;
@@ -18,8 +20,11 @@ pub(crate) mod testing;
 mod tests;
 
 pub use attributes::{Attributes, ColumnId, Prediction, PrefixColumn, Shape};
-pub use decision::{Candidate, Decision, ProfileRecord, Removal, ScoreColumn};
+pub use decision::{
+    Candidate, Column, Decision, Produced, ProfileRecord, Reading, Removal, ScoreColumn,
+};
 pub use loads::Loads;
+pub use name::Name;
 pub use plugin::{
     Admitter, Context, DataProducer, Decider, Filter, OnPicked, OutputEstimate, Picker,
     ProducerInput, ProfileHandler, Scorer, Screener, TokenAccounting, Tools,
@@ -28,7 +33,8 @@ pub use profile::{Named, Profile, Weighted};
 pub use request::{BYTES_PER_TOKEN, Prompt, SchedulingRequest};
 pub use stages::{Extras, Stages, Step};
 
-use crate::endpoint::Endpoint;
+use crate::config::registry::Produces;
+use crate::endpoint::{Endpoint, LoadSnapshot};
 use crate::pick::{NotPicked, Picked, Scheduler, Tried, Unavailable};
 use crate::random::Random;
 use crate::view::Route;
@@ -42,12 +48,25 @@ pub type Row = usize;
 /// How often another endpoint is chosen because the breaker of the chosen one refuses.
 const ROUNDS: usize = 4;
 
+/// Who fills which column.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// Name of the plugin.
+    pub producer: Arc<str>,
+    /// What is in it.
+    pub what: Produces,
+    /// Number of the column among those of its kind.
+    pub id: ColumnId,
+}
+
 /// See the module's documentation.
 pub struct Pipeline {
     /// For records: the name of the configuration.
     pub name: Arc<str>,
     /// Number of columns.
     pub shape: Shape,
+    /// Who fills them; for records.
+    pub filled: Vec<Filled>,
     /// Hard constraints.
     pub screeners: Vec<Named<dyn Screener>>,
     /// In the order of their dependencies.
@@ -97,23 +116,14 @@ impl Scheduler for Pipeline {
             random,
         };
         if let Some(record) = &mut record {
-            record.scheduler = self.name.to_string();
+            record.scheduler = (&self.name).into();
         }
         let result = SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
             Ok(mut scratch) => self.run(&ask, &mut scratch, record.as_deref_mut()),
             Err(_) => self.run(&ask, &mut Scratch::default(), record.as_deref_mut()),
         });
         if let Some(record) = record {
-            match &result {
-                Ok(picked) => {
-                    record.picked = std::iter::once(picked.reservation.endpoint())
-                        .chain(&picked.fallbacks)
-                        .map(|e| e.name().to_owned())
-                        .collect();
-                    record.reserved_tokens = picked.reservation.tokens();
-                }
-                Err(refused) => record.refused = Some(refused.to_string()),
-            }
+            noting::result(record, &result);
         }
         result
     }
@@ -153,8 +163,8 @@ impl Pipeline {
         tools.random = Random::new(ask.random);
         usable(ask, rows, &mut tools.random);
         if let Some(record) = &mut record {
-            let all: Vec<Row> = (0..endpoints.len()).filter(|r| !rows.contains(r)).collect();
-            record.unusable = plugin::names(endpoints, &all);
+            record.random = tools.random.state();
+            record.unusable = noting::others(endpoints, rows);
         }
         if endpoints.is_empty() {
             return Err(Unavailable::Empty.into());
@@ -162,8 +172,15 @@ impl Pipeline {
         if rows.is_empty() {
             return Err(Unavailable::none_left(ask.tried).into());
         }
-        loads.read(endpoints, rows, now);
+        if let Some(record) = &mut record {
+            let mut snapshots: Vec<LoadSnapshot> = Vec::with_capacity(rows.len());
+            loads.read_with(endpoints, rows, now, |seen| snapshots.push(*seen));
+            record.candidates = noting::candidates(endpoints, rows, loads, &snapshots);
+        } else {
+            loads.read(endpoints, rows, now);
+        }
         attributes.reset(self.shape, endpoints.len());
+        let candidates: Vec<Row> = record.as_ref().map_or(Vec::new(), |_| rows.clone());
 
         {
             let context = Context {
@@ -174,15 +191,12 @@ impl Pipeline {
                 now,
                 peer: None,
             };
-            if let Some(record) = &mut record {
-                plugin::note_candidates(&context, rows, record);
-            }
             for screener in &self.screeners {
                 if let Some(record) = &mut record {
                     before.clear();
                     before.extend_from_slice(rows);
                     screener.plugin.screen(&context, rows);
-                    let removal = plugin::removal(&context, &screener.name, before, rows);
+                    let removal = noting::removal(&context, &screener.name, before, rows);
                     record.screened.push(removal);
                 } else {
                     screener.plugin.screen(&context, rows);
@@ -203,6 +217,9 @@ impl Pipeline {
         for producer in &self.producers {
             producer.plugin.produce(&input, attributes);
         }
+        if let Some(record) = &mut record {
+            record.produced = noting::produced(&self.filled, attributes, &candidates);
+        }
 
         let mut context = Context {
             request,
@@ -215,6 +232,9 @@ impl Pipeline {
         for admitter in &self.admitters {
             let admitted = admitter.plugin.admit(&context, rows, &mut tools.random);
             if let Err(denied) = admitted {
+                if let Some(record) = &mut record {
+                    record.refused_by = Some((&admitter.name).into());
+                }
                 return Err(denied.into());
             }
         }
@@ -241,6 +261,12 @@ impl Pipeline {
             let Some(reservation) = endpoint.reserve_with(now, self.tokens_of(&context, primary))
             else {
                 rows.retain(|row| *row != primary);
+                if let Some(record) = &mut record {
+                    // What counts is the round that places the request.
+                    record.breaker_refused.push((&endpoint.spec().name).into());
+                    record.random = tools.random.state();
+                    record.profiles.clear();
+                }
                 if rows.is_empty() {
                     break;
                 }

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use quorate_proto::v1::{cluster_client, endpoints_client, pools_client, resources_client};
+use quorate_proto::v1::{
+    cluster_client, decisions_client, endpoints_client, pools_client, resources_client,
+};
 use tokio::time::Instant;
 use tonic::{
     Code, Request, Response, Status,
@@ -40,6 +42,8 @@ pub type Resources = resources_client::ResourcesClient<Timed>;
 pub type Endpoints = endpoints_client::EndpointsClient<Timed>;
 /// Client of `quorate.v1.Pools`.
 pub type Pools = pools_client::PoolsClient<Timed>;
+/// Client of `quorate.v1.Decisions`.
+pub type Decisions = decisions_client::DecisionsClient<Timed>;
 /// Client of `quorate.v1.Cluster`.
 pub type Cluster = cluster_client::ClusterClient<Timed>;
 
@@ -146,6 +150,11 @@ impl Link {
     /// How pools schedule.
     pub fn pools(&self) -> Pools {
         Pools::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Records of requests.
+    pub fn decisions(&self) -> Decisions {
+        Decisions::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Membership.

@@ -5,7 +5,7 @@ use crate::call::Call;
 use crate::error::Refusal;
 use crate::metrics::{Labels, dropped};
 use crate::observe::End;
-use quorate_routing::flow::{Admission, FlowRequest};
+use quorate_routing::flow::{Admission, FlowRequest, Outcome};
 use quorate_routing::{Class, RequestInfo};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -54,12 +54,21 @@ where
             Some(permit) => {
                 call.observation.not_queued(&call.class.pool.spec.name);
                 call.permit = Some(permit);
+                if let Some(record) = &mut call.observation.record {
+                    record.left_queue(Outcome::Dispatched);
+                }
                 Admitting::Inner(self.0.call(call))
             }
-            None => Admitting::Waiting {
-                admission: flow.admit(request),
-                waiting: Some(Box::new((call, self.0.clone()))),
-            },
+            None => {
+                let admission = flow.admit(request);
+                if let Some(record) = &mut call.observation.record {
+                    record.queued();
+                }
+                Admitting::Waiting {
+                    admission,
+                    waiting: Some(Box::new((call, self.0.clone()))),
+                }
+            }
         }
     }
 }
@@ -111,6 +120,10 @@ where
                     let Some((mut call, mut inner)) = waiting.take().map(|waiting| *waiting) else {
                         return Poll::Pending;
                     };
+                    if let Some(record) = &mut call.observation.record {
+                        let outcome = admitted.as_ref().err().copied();
+                        record.left_queue(outcome.unwrap_or(Outcome::Dispatched));
+                    }
                     match admitted {
                         Ok(permit) => {
                             call.permit = Some(permit);
@@ -123,9 +136,7 @@ where
                                 dropped(reason);
                             }
                             let mut observation = call.observation;
-                            if let Some(access) = &mut observation.access {
-                                access.status = refusal.status().as_u16();
-                            }
+                            observation.refused(&refusal);
                             observation.end(End::Error(refusal.metric_code()));
                             return Poll::Ready(Err(refusal));
                         }

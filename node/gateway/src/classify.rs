@@ -10,6 +10,7 @@ use crate::error::Refusal;
 use crate::headers::REQUEST_ID;
 use crate::metrics::{Metrics, RequestMetrics, dropped, rewritten};
 use crate::observe::{AccessEntry, Observation};
+use crate::record::{Beginning, Recording};
 use crate::worker::Worker;
 use bytes::Bytes;
 use http::header::ACCEPT_ENCODING;
@@ -119,6 +120,19 @@ fn classify(worker: &Worker, parsed: Parsed) -> Result<Call, Refusal> {
     let access = access_entry(worker, &parts, &client);
     let mut observation = Observation::begin(&core.metrics, metrics, started, body.len(), access);
     observation.session = parts.extensions.remove::<Arc<Session>>();
+    observation.record = Recording::begin(
+        &core.shared,
+        || worker.random(),
+        &Beginning {
+            door: "gateway",
+            headers: &parts.headers,
+            trusted: caller.trusted,
+            started,
+            info: &info,
+            class: &class,
+            session: observation.session.as_deref(),
+        },
+    );
     let (edited, changes) = edit(&mut info, &class, core.config.stream_usage, &body);
     if let Some(edited) = edited {
         body = edited;

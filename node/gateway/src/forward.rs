@@ -102,35 +102,45 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
             access.attempts = attempts;
             access.endpoint = picked.destination().name().to_owned();
         }
-        let retry_same =
-            match upstream::send(core, &worker.upstreams, picked.destination(), &call).await {
-                Ok(answer) if is_unavailable(answer.head.status) => {
-                    fail(
-                        &picked.reservation,
-                        Failure::Status(answer.head.status.as_u16()),
-                    );
+        let destination = picked.destination();
+        let answer = upstream::send(core, &worker.upstreams, destination, &call).await;
+        if let Some(record) = &mut call.observation.record {
+            match &answer {
+                Ok(answer) => {
+                    let status = answer.head.status;
+                    record.answered(status, !is_unavailable(status));
+                }
+                Err(failed) => record.came_of_it(failed.as_str()),
+            }
+        }
+        let retry_same = match answer {
+            Ok(answer) if is_unavailable(answer.head.status) => {
+                fail(
+                    &picked.reservation,
+                    Failure::Status(answer.head.status.as_u16()),
+                );
+                tried.add(Arc::clone(picked.reservation.endpoint()));
+                last = Some(Last::Answer(Box::new(answer), picked.reservation));
+                reason = "status";
+                false
+            }
+            Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
+            Err(failed) => {
+                if let Some(failure) = failed.failure() {
+                    fail(&picked.reservation, failure);
+                }
+                last = Some(Last::Failed(failed));
+                if matches!(failed, Failed::FirstByte | Failed::Total | Failed::Revoked) {
+                    return conclude(worker, call, last, Refusal::TotalTimeout);
+                }
+                let connect = failed == Failed::Connect;
+                reason = if connect { "connect" } else { "reset" };
+                if !(connect && picked.only) {
                     tried.add(Arc::clone(picked.reservation.endpoint()));
-                    last = Some(Last::Answer(Box::new(answer), picked.reservation));
-                    reason = "status";
-                    false
                 }
-                Ok(answer) => return Ok(respond(worker, call, answer, picked.reservation)),
-                Err(failed) => {
-                    if let Some(failure) = failed.failure() {
-                        fail(&picked.reservation, failure);
-                    }
-                    last = Some(Last::Failed(failed));
-                    if matches!(failed, Failed::FirstByte | Failed::Total | Failed::Revoked) {
-                        return conclude(worker, call, last, Refusal::TotalTimeout);
-                    }
-                    let connect = failed == Failed::Connect;
-                    reason = if connect { "connect" } else { "reset" };
-                    if !(connect && picked.only) {
-                        tried.add(Arc::clone(picked.reservation.endpoint()));
-                    }
-                    connect && picked.only
-                }
-            };
+                connect && picked.only
+            }
+        };
         if attempts >= core.config.retry.max_attempts {
             return conclude(worker, call, last, Refusal::Connect);
         }
@@ -187,6 +197,10 @@ fn pick(
     fallbacks: &mut Fallbacks,
 ) -> Result<Picked, Refusal> {
     if let Some(reservation) = fallbacks.next(tried) {
+        if let Some(record) = &mut call.observation.record {
+            record.fallback();
+            record.picked(&reservation, None);
+        }
         return Ok(Picked {
             reservation,
             via: None,
@@ -216,9 +230,18 @@ fn pick(
         tried,
         now_ms(),
         worker.random(),
-        None,
+        call.observation
+            .record
+            .as_mut()
+            .and_then(|record| record.decide(&request)),
     );
     core.metrics.scheduling.record(begun.elapsed());
+    if let Some(record) = &mut call.observation.record {
+        match &picked {
+            Ok(picked) => record.picked(&picked.reservation, picked.via.as_deref()),
+            Err(_) => record.came_of_it("not-picked"),
+        }
+    }
     match picked {
         Ok(picked) => {
             call.observation.chosen();
@@ -266,9 +289,7 @@ fn conclude(
         dropped(reason);
     }
     let mut observation = call.observation;
-    if let Some(access) = &mut observation.access {
-        access.status = refusal.status().as_u16();
-    }
+    observation.refused(&refusal);
     observation.end(End::Error(refusal.metric_code()));
     Err(refusal)
 }
@@ -298,6 +319,10 @@ fn respond(
     }
     if let Some(access) = &mut call.observation.access {
         access.status = head.status.as_u16();
+    }
+    if let Some(record) = &mut call.observation.record {
+        record.status(head.status);
+        record.served_by(reservation.endpoint());
     }
     let body = UpstreamBody::new(
         &worker.core,

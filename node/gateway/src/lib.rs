@@ -35,6 +35,7 @@ mod metrics;
 mod observe;
 mod parse;
 mod picker;
+mod record;
 mod serve;
 mod service;
 mod sse;

@@ -1,8 +1,10 @@
 //! What is measured of one request, from its arrival to its last byte, and where it is recorded.
 
 use crate::authenticate::Session;
+use crate::error::Refusal;
 use crate::gaps::Gaps;
 use crate::metrics::{Labels, Metrics, RequestMetrics};
+use crate::record::Recording;
 use crate::usage::Usage;
 use http::Method;
 use quorate_routing::now_ms;
@@ -19,6 +21,16 @@ pub(crate) enum End {
     ClientGone,
     /// The engine or the gateway gave an error; the value is the `error_code` label.
     Error(&'static str),
+}
+
+impl End {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::ClientGone => "client_gone",
+            Self::Error(code) => code,
+        }
+    }
 }
 
 /// One line of the access log, gathered while the request runs. Only made for requests that are logged.
@@ -57,6 +69,8 @@ pub(crate) struct Observation {
     /// Who is billed for the tokens; open until this is dropped.
     pub session: Option<Arc<Session>>,
     pub access: Option<Box<AccessEntry>>,
+    /// There if the request is recorded.
+    pub record: Option<Box<Recording>>,
 }
 
 impl Observation {
@@ -87,6 +101,7 @@ impl Observation {
             ended: false,
             session: None,
             access,
+            record: None,
         }
     }
 
@@ -155,6 +170,16 @@ impl Observation {
         self.usage.merge(usage);
     }
 
+    /// The client gets no engine's answer.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        if let Some(access) = &mut self.access {
+            access.status = refusal.status().as_u16();
+        }
+        if let Some(record) = &mut self.record {
+            record.refused(refusal);
+        }
+    }
+
     /// The request is over.
     pub fn end(mut self, end: End) {
         self.finish(end);
@@ -210,6 +235,13 @@ impl Observation {
         if let Some(access) = &self.access {
             log_access(access, self, end, duration);
         }
+        if let Some(record) = self.record.take() {
+            let usage = Usage {
+                output,
+                ..self.usage
+            };
+            record.finish(end.as_str(), duration, self.first, usage);
+        }
     }
 
     /// Tokens of prompt and answer, as far as they are known; a stream that was cut has at least those that were seen.
@@ -240,11 +272,6 @@ fn log_access(access: &AccessEntry, seen: &Observation, end: End, duration: Dura
     let first_ms = seen
         .first
         .map(|first| first.duration_since(seen.started).as_secs_f64() * 1e3);
-    let end = match end {
-        End::Complete => "complete",
-        End::ClientGone => "client_gone",
-        End::Error(code) => code,
-    };
     tracing::info!(
         target: "quorate::access",
         request_id = access.request_id,
@@ -256,7 +283,7 @@ fn log_access(access: &AccessEntry, seen: &Observation, end: End, duration: Dura
         target_model = &*seen.model.labels.target,
         endpoint = access.endpoint,
         attempts = access.attempts,
-        end,
+        end = end.as_str(),
         duration_ms = duration.as_secs_f64() * 1e3,
         first_ms,
         response_bytes = seen.response_bytes,

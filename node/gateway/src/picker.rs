@@ -21,6 +21,7 @@ use crate::headers::{REQUEST_ID, TRACEPARENT};
 use crate::metrics::{Metrics, dropped, not_picked};
 use crate::observe::{End, Observation};
 use crate::parse::{check, understand};
+use crate::record::{Beginning, Recording};
 use crate::trace;
 use crate::worker::GatewayShared;
 use bytes::Bytes;
@@ -99,10 +100,11 @@ pub struct Wanted<'a> {
 
 impl Asked {
     /// It goes nowhere.
-    fn refuse(self, refusal: &Refusal) -> Denied {
+    fn refuse(mut self, refusal: &Refusal) -> Denied {
         if let Some(reason) = refusal.dropped_reason() {
             dropped(reason);
         }
+        self.observation.refused(refusal);
         self.observation.end(End::Error(refusal.metric_code()));
         denied(refusal, self.dialect)
     }
@@ -234,13 +236,26 @@ impl Picker {
             let view = self.shared.view().load();
             let random = self.random();
             let (class, metrics) = place(&view, &self.metrics, &info, headers, &caller, random)?;
-            Ok((info, class, metrics))
+            Ok((info, class, metrics, caller.trusted))
         };
         let dialect = dialect(Api::of(path), headers);
-        let (mut info, class, metrics) =
+        let (mut info, class, metrics, trusted) =
             placed().map_err(|refusal| self.refuse(&refusal, dialect))?;
         let mut observation = Observation::begin(&self.metrics, metrics, started, body.len(), None);
         observation.session = entered.0;
+        observation.record = Recording::begin(
+            &self.shared,
+            || self.random(),
+            &Beginning {
+                door: "ext-proc",
+                headers,
+                trusted,
+                started,
+                info: &info,
+                class: &class,
+                session: observation.session.as_deref(),
+            },
+        );
         let (edited, changes) = edit(&mut info, &class, self.options.stream_usage, &body);
         Ok(Asked {
             info,
@@ -271,7 +286,7 @@ impl Picker {
         headers: &HeaderMap,
         wanted: &Wanted<'_>,
     ) -> Result<Choice, Denied> {
-        match self.pick(&asked, headers, wanted) {
+        match self.pick(&mut asked, headers, wanted) {
             Ok(Placed {
                 addresses,
                 scores,
@@ -294,12 +309,16 @@ impl Picker {
 
     fn pick(
         &self,
-        asked: &Asked,
+        asked: &mut Asked,
         headers: &HeaderMap,
         wanted: &Wanted<'_>,
     ) -> Result<Placed, Refusal> {
         let Asked {
-            info, class, body, ..
+            info,
+            class,
+            body,
+            observation,
+            ..
         } = asked;
         let view = self.shared.view().load();
         let whole = view
@@ -331,15 +350,26 @@ impl Picker {
         let mut tried = Tried::default();
         loop {
             let mut record = wanted.scores.then(Decision::default);
+            let recording = observation.record.as_mut();
+            let recorded = recording.and_then(|recording| recording.decide(&request));
             let picked = route.pool.policy.scheduler.schedule(
                 &request,
                 route,
                 &tried,
                 now_ms(),
                 self.random(),
-                record.as_mut(),
+                recorded.or(record.as_mut()),
             );
-            let picked = picked.inspect_err(|_| not_picked(&asked.observation.labels().target))?;
+            if let Some(recording) = &mut observation.record {
+                if let (Some(record), Some(recorded)) = (&mut record, recording.decision()) {
+                    record.clone_from(recorded);
+                }
+                match &picked {
+                    Ok(picked) => recording.picked(&picked.reservation, picked.via.as_deref()),
+                    Err(_) => recording.came_of_it("not-picked"),
+                }
+            }
+            let picked = picked.inspect_err(|_| not_picked(&observation.labels().target))?;
             match (wanted.address)(&picked.destination().spec().target) {
                 Some(address) => {
                     self.metrics.scheduling.record(begun.elapsed());
@@ -356,7 +386,12 @@ impl Picker {
                     });
                 }
                 // Its name is not known yet: as good as unreachable.
-                None => tried.add(Arc::clone(picked.reservation.endpoint())),
+                None => {
+                    if let Some(recording) = &mut observation.record {
+                        recording.came_of_it("no-address");
+                    }
+                    tried.add(Arc::clone(picked.reservation.endpoint()));
+                }
             }
         }
     }
@@ -392,9 +427,7 @@ fn scores(record: &Decision, route: &Route, wanted: &Wanted<'_>) -> Vec<(SocketA
         return Vec::new();
     };
     let scored = profile.endpoints.iter().zip(&profile.totals);
-    let totals: HashMap<&str, f64> = scored
-        .map(|(name, total)| (name.as_str(), *total))
-        .collect();
+    let totals: HashMap<&str, f64> = scored.map(|(name, total)| (&**name, *total)).collect();
     let endpoints = route.endpoints.iter();
     endpoints
         .filter_map(|endpoint| {

@@ -59,6 +59,17 @@ pub(crate) enum Failed {
 }
 
 impl Failed {
+    /// For records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+            Self::FirstByte => "first-byte-timeout",
+            Self::Total => "total-timeout",
+            Self::Revoked => "revoked",
+        }
+    }
+
     /// What it says about the endpoint.
     pub fn failure(self) -> Option<Failure> {
         match self {

@@ -6,6 +6,7 @@ use crate::metrics::Metrics;
 use crate::tls::{TlsError, UpstreamTls};
 use crate::upstream::Upstreams;
 use arc_swap::ArcSwap;
+use quorate_routing::explain::Recorder;
 use quorate_routing::identity::Authenticator;
 use quorate_routing::{SharedView, now_ms};
 use std::sync::atomic::{
@@ -21,6 +22,7 @@ pub struct GatewayShared {
     node: ArcSwap<String>,
     ready: AtomicBool,
     authenticator: OnceLock<Arc<Authenticator>>,
+    recorder: OnceLock<Arc<Recorder>>,
 }
 
 impl GatewayShared {
@@ -32,6 +34,7 @@ impl GatewayShared {
             node: ArcSwap::from_pointee(node.into()),
             ready: AtomicBool::new(false),
             authenticator: OnceLock::new(),
+            recorder: OnceLock::new(),
         })
     }
 
@@ -50,6 +53,16 @@ impl GatewayShared {
         self.authenticator
             .get()
             .map(|authenticator| &**authenticator)
+    }
+
+    /// From here on requests are recorded by this one. Only the first call counts.
+    pub fn set_recorder(&self, recorder: Arc<Recorder>) {
+        let _ = self.recorder.set(recorder);
+    }
+
+    /// Keeps records of requests; `None`: nobody does.
+    pub(crate) fn recorder(&self) -> Option<&Arc<Recorder>> {
+        self.recorder.get()
     }
 
     /// Changes the node's name.

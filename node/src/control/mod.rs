@@ -1,11 +1,12 @@
 //! The control API: what operators and tools speak to a node, over gRPC.
 //!
-//! Four services of `quorate.v1` (declared resources, live endpoints, pools, membership), server reflection and health. A write may
+//! Five services of `quorate.v1` (declared resources, live endpoints, pools, decisions, membership), server reflection and health. A write may
 //! be sent to any node; the consensus layer takes it to the leader. Everything is checked here before it is proposed, so that
 //! bad input costs no log entry.
 
 mod cluster;
 mod deadline;
+mod decisions;
 mod endpoints;
 mod health;
 mod meaning;
@@ -16,10 +17,12 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use crate::explain::Desk;
 use quorate_endpoint::PlaneHandle;
 use quorate_proto::store::v1::Command;
 use quorate_proto::v1::{
-    cluster_server::ClusterServer, endpoints_server::EndpointsServer, pools_server::PoolsServer,
+    cluster_server::ClusterServer, decisions_server::DecisionsServer,
+    endpoints_server::EndpointsServer, pools_server::PoolsServer,
     resources_server::ResourcesServer,
 };
 use quorate_raft::state::ControlView;
@@ -39,6 +42,8 @@ pub struct ControlContext {
     pub cluster: Cluster,
     /// Live state of endpoints.
     pub plane: Arc<PlaneHandle>,
+    /// Records of requests.
+    pub decisions: Arc<Desk>,
     /// Ends watches, which never end by themselves.
     pub stop: CancellationToken,
 }
@@ -76,6 +81,10 @@ pub fn routes(context: ControlContext) -> Routes {
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(
+            DecisionsServer::new(decisions::Service::new(context.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
             ClusterServer::new(cluster::Service::new(context))
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         );
@@ -99,6 +108,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .with_service_name("quorate.v1.Resources")
         .with_service_name("quorate.v1.Endpoints")
         .with_service_name("quorate.v1.Pools")
+        .with_service_name("quorate.v1.Decisions")
         .with_service_name("quorate.v1.Cluster")
         .with_service_name("grpc.health.v1.Health")
 }

@@ -1,10 +1,12 @@
 //! The services over real sockets, on a cluster of one in memory.
 
+mod decisions;
 mod live;
 mod resources;
 mod scheduling;
 
 use super::{ControlContext, routes};
+use crate::explain::{Desk, FileOptions};
 use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
 use quorate_endpoint::{Declare, DeclareError, Declared, DiscoveryOp, EndpointPlane, PlaneOptions};
@@ -13,6 +15,7 @@ use quorate_proto::v1::{
     resource::Spec, resources_client::ResourcesClient, watch_response::Type,
 };
 use quorate_raft::{Cluster, Options};
+use quorate_routing::explain::{Recorder, RecorderOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +40,9 @@ struct Node {
     channel: Channel,
     cluster: Cluster,
     stop: CancellationToken,
+    recorder: Arc<Recorder>,
+    /// Where files of decisions go.
+    data: tempfile::TempDir,
 }
 
 impl Drop for Node {
@@ -90,10 +96,23 @@ impl Node {
         })
         .await
         .unwrap();
+        let recorder = Arc::new(Recorder::new(RecorderOptions {
+            capacity: 100,
+            max_bytes: 1 << 20,
+            share: 1.0,
+            max_per_second: 1000,
+        }));
+        let data = tempfile::tempdir().unwrap();
+        let files = FileOptions {
+            data_dir: Some(data.path().to_owned()),
+            max_bytes: 1 << 20,
+        };
+        let decisions = Arc::new(Desk::new("node-1", Arc::clone(&recorder), files));
         let stop = CancellationToken::new();
         let routes = routes(ControlContext {
             cluster: cluster.clone(),
             plane: Arc::new(plane),
+            decisions,
             stop: stop.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -113,6 +132,8 @@ impl Node {
             channel,
             cluster,
             stop,
+            recorder,
+            data,
         }
     }
 

@@ -431,6 +431,7 @@ fn pipeline(
     Pipeline {
         name: name.into(),
         shape: ledger.shape,
+        filled: ledger.filled(),
         screeners,
         producers,
         admitters: all!(admitter),

@@ -2,7 +2,7 @@
 
 use super::problem::Findings;
 use super::{PluginSpec, registry};
-use crate::pipeline::{ColumnId, Shape};
+use crate::pipeline::{ColumnId, Filled, Shape};
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,18 @@ impl Ledger {
             id,
         });
         id
+    }
+
+    /// All columns, for records.
+    pub fn filled(&self) -> Vec<Filled> {
+        self.columns
+            .iter()
+            .map(|column| Filled {
+                producer: column.plugin.as_str().into(),
+                what: column.what,
+                id: column.id,
+            })
+            .collect()
     }
 
     /// The column that a plugin fills.

@@ -1,7 +1,9 @@
 //! What an engine says of itself that changes rarely: adapters and the size of its KV cache.
 
+use serde::{Deserialize, Serialize};
+
 /// LoRA adapters on an engine (vLLM's `vllm:lora_requests_info`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdapterLoad {
     /// Adapters with running requests, sorted.
     pub running: Vec<String>,
@@ -12,7 +14,7 @@ pub struct AdapterLoad {
 }
 
 /// Size of an engine's KV cache (vLLM's `vllm:cache_config_info`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheShape {
     /// Tokens in a block; not 0.
     pub block_tokens: u32,

@@ -2,7 +2,7 @@
 
 use super::{NotPicked, Picked, Scheduler, Tried, Unavailable};
 use crate::endpoint::Endpoint;
-use crate::pipeline::{Decision, SchedulingRequest};
+use crate::pipeline::{Decision, Loads, SchedulingRequest, noting};
 use crate::random::Random;
 use crate::view::Route;
 use std::sync::Arc;
@@ -30,6 +30,43 @@ impl Scheduler for PowerOfTwo {
         random: u64,
         record: Option<&mut Decision>,
     ) -> Result<Picked, NotPicked> {
+        let Some(record) = record else {
+            return self.pick(request, route, tried, now, random);
+        };
+        record.scheduler = "power-of-two".into();
+        record.random = random;
+        note(&route.endpoints, tried, now, record);
+        let result = self.pick(request, route, tried, now, random);
+        noting::result(record, &result);
+        result
+    }
+}
+
+/// Notes the endpoints of the best tier and their load.
+fn note(all: &[Arc<Endpoint>], tried: &Tried, now: u64, record: &mut Decision) {
+    let tier = |e: &Arc<Endpoint>| e.tier(now).filter(|_| !tried.contains(e));
+    let best = all.iter().filter_map(tier).min();
+    let rows: Vec<usize> = all
+        .iter()
+        .enumerate()
+        .filter(|(_, e)| best.is_some() && tier(e) == best)
+        .map(|(row, _)| row)
+        .collect();
+    let (mut loads, mut snapshots) = (Loads::default(), Vec::with_capacity(rows.len()));
+    loads.read_with(all, &rows, now, |seen| snapshots.push(*seen));
+    record.unusable = noting::others(all, &rows);
+    record.candidates = noting::candidates(all, &rows, &loads, &snapshots);
+}
+
+impl PowerOfTwo {
+    fn pick(
+        &self,
+        request: &SchedulingRequest<'_>,
+        route: &Route,
+        tried: &Tried,
+        now: u64,
+        random: u64,
+    ) -> Result<Picked, NotPicked> {
         let all = &route.endpoints;
         if all.is_empty() {
             return Err(Unavailable::Empty.into());
@@ -42,18 +79,12 @@ impl Scheduler for PowerOfTwo {
                 break;
             };
             if let Some(reservation) = picked.reserve_with(now, tokens) {
-                if let Some(record) = record {
-                    record.scheduler = "power-of-two".into();
-                    record.picked = vec![picked.name().to_owned()];
-                }
                 return Ok(Picked::new(reservation));
             }
         }
         Err(Unavailable::none_left(tried).into())
     }
-}
 
-impl PowerOfTwo {
     /// Draws two distinct usable endpoints of the best tier uniformly in one pass and returns the less busy one.
     fn look<'a>(
         &self,

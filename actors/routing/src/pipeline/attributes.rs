@@ -2,6 +2,7 @@
 //! compiled, so that a pick looks nothing up by name.
 
 use super::Row;
+use serde::{Deserialize, Serialize};
 
 /// Number of a column of one kind.
 pub type ColumnId = usize;
@@ -60,7 +61,7 @@ impl PrefixColumn {
 }
 
 /// What is expected of a request on an endpoint, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Time to the first token.
     pub ttft_ms: f64,
@@ -76,6 +77,16 @@ impl Prediction {
     /// Whether both SLOs would be kept.
     pub fn keeps_slo(&self) -> bool {
         self.ttft_headroom_ms >= 0.0 && self.tpot_headroom_ms >= 0.0
+    }
+
+    /// The same with numbers that JSON can hold: a headroom without end is a very long one.
+    pub(super) fn bounded(self) -> Self {
+        let bound = |ms: f64| ms.clamp(f64::MIN, f64::MAX);
+        Self {
+            ttft_headroom_ms: bound(self.ttft_headroom_ms),
+            tpot_headroom_ms: bound(self.tpot_headroom_ms),
+            ..self
+        }
     }
 }
 

@@ -33,6 +33,17 @@ fn at<T: Copy + Default>(column: &[T], row: Row) -> T {
 impl Loads {
     /// Reads the endpoints of `rows`.
     pub fn read(&mut self, endpoints: &[Arc<Endpoint>], rows: &[Row], now: u64) {
+        self.read_with(endpoints, rows, now, |_| {});
+    }
+
+    /// The same, and shows what was read, in the order of `rows`.
+    pub fn read_with(
+        &mut self,
+        endpoints: &[Arc<Endpoint>],
+        rows: &[Row],
+        now: u64,
+        mut seen: impl FnMut(&LoadSnapshot),
+    ) {
         self.resize(endpoints.len());
         let (mut usage_sum, mut running_sum) = (0.0, 0.0);
         for &row in rows {
@@ -42,6 +53,7 @@ impl Loads {
             let snapshot = endpoint.load_snapshot(now);
             usage_sum += f64::from(snapshot.figures.kv_cache_usage.unwrap_or(0.0));
             running_sum += f64::from(snapshot.figures.running.unwrap_or(0));
+            seen(&snapshot);
             self.set(row, &snapshot);
         }
         let per_request = if running_sum > 0.0 {

@@ -1,10 +1,10 @@
 //! What a plugin can be. All of it runs within the pick: no waiting, no I/O, no allocation for each endpoint.
 
+use super::Row;
 use super::attributes::{Attributes, ColumnId};
 use super::loads::Loads;
 use super::request::SchedulingRequest;
 use super::stages::{Extras, Stages, Step};
-use super::{Decision, Row};
 use crate::endpoint::Endpoint;
 use crate::pick::{Denied, NotPicked};
 use crate::random::Random;
@@ -52,6 +52,8 @@ pub struct Tools {
     pub keys: Vec<(f64, Row)>,
     /// For sorting rows by whole numbers.
     pub stamps: Vec<(u64, Row)>,
+    /// Whose turn it was among equals: set by pickers that take turns. One that is set beforehand is used in place of their own.
+    pub turn: Option<usize>,
 }
 
 impl Default for Tools {
@@ -60,6 +62,7 @@ impl Default for Tools {
             random: Random::new(0),
             keys: Vec::new(),
             stamps: Vec::new(),
+            turn: None,
         }
     }
 }
@@ -173,48 +176,4 @@ impl OutputEstimate {
         let bound = |tokens: u64, max: Option<u64>| max.map_or(tokens, |max| tokens.min(max));
         bound(bound(guess, self.max), request.max_tokens)
     }
-}
-
-/// Names of rows, for a record.
-pub(super) fn names(endpoints: &[Arc<Endpoint>], rows: &[Row]) -> Vec<String> {
-    rows.iter()
-        .filter_map(|row| endpoints.get(*row))
-        .map(|e| e.name().to_owned())
-        .collect()
-}
-
-/// Notes what a step removed from `before`.
-pub(super) fn removal(
-    context: &Context<'_>,
-    plugin: &str,
-    before: &[Row],
-    after: &[Row],
-) -> super::decision::Removal {
-    let gone: Vec<Row> = before
-        .iter()
-        .copied()
-        .filter(|row| !after.contains(row))
-        .collect();
-    super::decision::Removal {
-        plugin: plugin.to_owned(),
-        removed: names(context.endpoints, &gone),
-    }
-}
-
-/// Notes the candidates' load.
-pub(super) fn note_candidates(context: &Context<'_>, rows: &[Row], record: &mut Decision) {
-    record.candidates = rows
-        .iter()
-        .filter_map(|row| {
-            Some(super::decision::Candidate {
-                endpoint: context.endpoint(*row)?.name().to_owned(),
-                queue: context.loads.queue(*row),
-                running: context.loads.running(*row),
-                kv_usage: context.loads.kv_usage(*row),
-                in_flight: context.loads.in_flight(*row),
-                tokens: context.loads.tokens(*row),
-                age_ms: context.loads.age_ms(*row),
-            })
-        })
-        .collect();
 }

@@ -1,6 +1,7 @@
 //! One profile: filters, weighted scorers, a picker.
 
-use super::plugin::{Context, Filter, Picker, Scorer, Tools, names, removal};
+use super::noting::{names, removal};
+use super::plugin::{Context, Filter, Picker, Scorer, Tools};
 use super::{Decision, ProfileRecord, Row, ScoreColumn};
 use std::sync::Arc;
 
@@ -71,7 +72,8 @@ impl Profile {
         let mut record = record;
         if let Some(record) = &mut record {
             record.profiles.push(ProfileRecord {
-                profile: self.name.to_string(),
+                profile: (&self.name).into(),
+                picker: (&self.picker.name).into(),
                 ..Default::default()
             });
         }
@@ -106,7 +108,7 @@ impl Profile {
             }
             if let Some(note) = &mut note {
                 note.scores.push(ScoreColumn {
-                    plugin: scorer.name.to_string(),
+                    plugin: (&scorer.name).into(),
                     weight: *weight,
                     values: scores.clone(),
                 });
@@ -114,10 +116,12 @@ impl Profile {
         }
 
         let from = picked.len();
+        tools.turn = None;
         self.picker.plugin.pick(rows, totals, tools, picked);
         if let Some(note) = note {
             note.endpoints = names(context.endpoints, rows);
             note.totals.clone_from(totals);
+            note.turn = tools.turn;
             let chosen = picked.get(from..).unwrap_or_default();
             note.picked = names(context.endpoints, chosen);
         }

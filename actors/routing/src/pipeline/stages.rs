@@ -38,7 +38,7 @@ impl Stages {
     }
 
     /// Adds a run; the picker appends to the returned list.
-    pub(super) fn run(&mut self, profile: usize, pick: impl FnOnce(&mut Vec<Row>)) {
+    pub(crate) fn run(&mut self, profile: usize, pick: impl FnOnce(&mut Vec<Row>)) {
         let from = self.rows.len();
         pick(&mut self.rows);
         let to = self.rows.len();

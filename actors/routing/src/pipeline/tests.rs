@@ -155,11 +155,11 @@ fn a_record_says_everything_and_changes_nothing() {
     assert_eq!(profile.scores[0].values, [0.0, 1.0]);
     assert_eq!(
         (&profile.totals[..], &profile.picked[..]),
-        (&[0.0, 1.0][..], &["e1".to_owned(), "e0".to_owned()][..])
+        (&[0.0, 1.0][..], &[Name::from("e1"), "e0".into()][..])
     );
     assert_eq!(
         (&record.picked[..], record.reserved_tokens),
-        (&["e1".to_owned(), "e0".to_owned()][..], 10)
+        (&[Name::from("e1"), "e0".into()][..], 10)
     );
     let json = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<Decision>(&json).unwrap(), record);

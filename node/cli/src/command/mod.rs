@@ -8,9 +8,11 @@ mod config;
 mod delete;
 mod describe;
 mod endpoint;
+mod explain;
 mod for_pool;
 mod get;
 mod key;
+mod replay;
 mod source;
 mod target;
 mod tenant;
@@ -33,6 +35,10 @@ pub enum Command {
     Watch(watch::WatchArgs),
     /// See and drain endpoints
     Endpoint(endpoint::EndpointArgs),
+    /// Show what became of a request and why, on whichever router it was
+    Explain(explain::ExplainArgs),
+    /// Make recorded decisions again under another scheduling config
+    Replay(replay::ReplayArgs),
     /// See, compare and take back how pools schedule
     Config(config::ConfigArgs),
     /// See and change who may send requests
@@ -60,6 +66,8 @@ impl Command {
             Self::Delete(args) => delete::execute(args, io).await,
             Self::Watch(args) => watch::execute(args, io).await,
             Self::Endpoint(args) => endpoint::execute(args, io).await,
+            Self::Explain(args) => explain::execute(args, io).await,
+            Self::Replay(args) => replay::execute(args, io).await,
             Self::Config(args) => config::execute(args, io).await,
             Self::Tenant(args) => tenant::execute(args, io).await,
             Self::Key(args) => key::execute(args, io).await,

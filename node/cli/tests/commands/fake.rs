@@ -12,8 +12,9 @@ use std::{
 use futures_util::{Stream, StreamExt as _};
 use quorate_proto::v1::{
     self, ApplyOutcome, ClusterStatusResponse, EndpointStatus, Kind, MembershipResponse, ReadStamp,
-    Resource, WatchResponse, cluster_server, endpoint_status::State as EndpointState,
-    endpoints_server, pools_server, resource::Spec, resources_server, watch_response::Type,
+    Resource, WatchResponse, cluster_server, decisions_server,
+    endpoint_status::State as EndpointState, endpoints_server, pools_server, resource::Spec,
+    resources_server, watch_response::Type,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -47,6 +48,10 @@ pub struct State {
     pub resumed: Vec<String>,
     pub cluster: ClusterStatusResponse,
     pub promoted: Vec<u64>,
+    /// What every question for records is answered with.
+    pub decisions: v1::DecisionRecords,
+    /// Questions for lists of records, as they came in.
+    pub listed: Vec<v1::ListDecisionsRequest>,
 }
 
 /// A running fake.
@@ -88,6 +93,7 @@ impl Fake {
         let router = server
             .add_service(resources_server::ResourcesServer::new(self.clone()))
             .add_service(endpoints_server::EndpointsServer::new(self.clone()))
+            .add_service(decisions_server::DecisionsServer::new(self.clone()))
             .add_service(pools_server::PoolsServer::new(self.clone()))
             .add_service(cluster_server::ClusterServer::new(self.clone()));
         let task = tokio::spawn(async move {

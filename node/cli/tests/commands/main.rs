@@ -4,6 +4,7 @@
 mod apply;
 mod certs;
 mod cluster;
+mod decisions;
 mod fake;
 mod presets;
 mod read;

@@ -89,6 +89,11 @@ impl Passing {
         // The new place first, so that the request is never uncounted.
         if let Some(moved) = served.reserve_with(now_ms(), reserved.tokens()) {
             fail(reserved, Failure::Connect);
+            if let Some(observation) = &mut self.observation
+                && let Some(record) = &mut observation.record
+            {
+                record.served_by(served);
+            }
             self.reservation = Some(moved);
             self.via = None;
         }
@@ -109,6 +114,11 @@ impl Passing {
         }
         if !head_only && (events || matches!(self.inspect, Inspect::Json(..))) {
             self.changer = Changer::new(&self.changes, events);
+        }
+        if let Some(observation) = &mut self.observation
+            && let Some(record) = &mut observation.record
+        {
+            record.answered(status, true);
         }
         if let Some(reservation) = &self.reservation {
             if head_only {
@@ -137,7 +147,8 @@ impl Passing {
             dropped(reason);
         }
         self.reservation = None;
-        if let Some(observation) = self.observation.take() {
+        if let Some(mut observation) = self.observation.take() {
+            observation.refused(&refusal);
             observation.end(End::Error(refusal.metric_code()));
         }
         Poll::Ready(denied(&refusal, self.dialect))

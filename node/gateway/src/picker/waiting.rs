@@ -5,7 +5,7 @@ use crate::admit::flow_request;
 use crate::error::Refusal;
 use crate::gather::Gathering;
 use crate::worker::GatewayShared;
-use quorate_routing::flow::Admission;
+use quorate_routing::flow::{Admission, Outcome};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -56,9 +56,15 @@ impl Picker {
                 Some(permit) => {
                     asked.observation.not_queued(&asked.class.pool.spec.name);
                     asked.permit = Some(permit);
+                    if let Some(record) = &mut asked.observation.record {
+                        record.left_queue(Outcome::Dispatched);
+                    }
                 }
                 None => {
                     let admission = flow.admit(request);
+                    if let Some(record) = &mut asked.observation.record {
+                        record.queued();
+                    }
                     return later(asked, WaitsFor::Room(admission));
                 }
             }
@@ -86,6 +92,10 @@ impl Waiting {
             let Some(mut asked) = self.asked.take() else {
                 return Poll::Pending;
             };
+            if let Some(record) = &mut asked.observation.record {
+                let outcome = admitted.as_ref().err().copied();
+                record.left_queue(outcome.unwrap_or(Outcome::Dispatched));
+            }
             match admitted {
                 Ok(permit) => asked.permit = Some(permit),
                 Err(outcome) => return Poll::Ready(Err(asked.refuse(&Refusal::Flow(outcome)))),

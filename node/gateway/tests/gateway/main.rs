@@ -7,6 +7,7 @@ mod classes;
 mod drain;
 mod engines;
 mod errors;
+mod explain;
 mod flow;
 mod limits;
 mod metrics;

@@ -9,6 +9,7 @@ mod discovery;
 mod endpoints;
 mod envoy;
 mod envoy_engines;
+mod explain;
 mod failover;
 mod flow_control;
 mod learnt;

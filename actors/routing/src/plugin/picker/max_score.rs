@@ -24,7 +24,11 @@ impl MaxScore {
 
 impl Picker for MaxScore {
     fn pick(&self, rows: &[Row], totals: &[f64], tools: &mut Tools, picked: &mut Vec<Row>) {
-        let turn = self.turn.fetch_add(1, Relaxed);
+        let turn = match tools.turn {
+            Some(given) => given,
+            None => self.turn.fetch_add(1, Relaxed),
+        };
+        tools.turn = Some(turn);
         if self.max == 1 {
             let (mut best, mut equals) = (f64::NEG_INFINITY, 0usize);
             for total in totals {

@@ -6,6 +6,7 @@ use quorate_routing::PoolPolicy;
 use quorate_routing::config::flow::{
     BandConfig, ConcurrencyMode, FlowControlConfig, SaturationDetector,
 };
+use quorate_routing::explain::{Recorder, RecorderOptions, RequestRecord};
 use quorate_routing::flow::FlowControl;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,11 @@ fn world_and_flow() -> (World, Arc<FlowControl>) {
         flow: Some(Arc::clone(&flow)),
         ..PoolPolicy::default()
     };
-    (with_policy(1, ExtProcConfig::default(), policy), flow)
+    let config = ExtProcConfig {
+        trust_headers: Some(true),
+        ..ExtProcConfig::default()
+    };
+    (with_policy(1, config, policy), flow)
 }
 
 #[tokio::test]
@@ -89,4 +94,47 @@ async fn nobody_waits_longer_than_its_client_says() {
         set(&refused.headers.unwrap(), "x-llm-d-request-dropped-reason").as_deref(),
         Some("rejected-ttl-expired")
     );
+}
+
+#[tokio::test]
+async fn every_request_leaves_its_record() {
+    let world = one_at_a_time();
+    let recorder = Arc::new(Recorder::new(RecorderOptions {
+        capacity: 10,
+        max_bytes: 1 << 20,
+        share: 1.0,
+        max_per_second: 1000,
+    }));
+    world.shared.set_recorder(Arc::clone(&recorder));
+    let mut first = world.open();
+    assert_eq!(first.request(CHAT, BODY).len(), 1);
+    let mut second = world.open();
+    assert!(second.request(CHAT, BODY).is_empty());
+    assert_eq!(code(&world.open().refused(CHAT, BODY)), 429);
+    first.send(response_head("200", "text/plain", true));
+    assert_eq!(first.said().len(), 1);
+    assert_eq!(second.said().len(), 1);
+    drop(second);
+    let records: Vec<_> = recorder.records().collect();
+    let [second, first, third] = &records[..] else {
+        panic!("{records:?}");
+    };
+    let flow = |record: &RequestRecord| {
+        let flow = record.flow.as_ref().unwrap();
+        (flow.queued, flow.outcome.to_string())
+    };
+    assert_eq!(flow(first), (false, "Dispatched".to_owned()));
+    assert_eq!(flow(second), (true, "Dispatched".to_owned()));
+    assert_eq!(flow(third), (false, "RejectedCapacity".to_owned()));
+    assert_eq!((&*first.door, first.ending.status), ("ext-proc", 200));
+    assert_eq!(first.attempts[0].endpoint.as_deref(), Some("e1"));
+    assert_eq!(
+        (&*second.ending.end, second.ending.status),
+        ("client_gone", 0)
+    );
+    assert_eq!(
+        third.ending.dropped_reason.as_deref(),
+        Some("rejected-saturated")
+    );
+    assert!(third.attempts.is_empty() && third.request.is_none());
 }
