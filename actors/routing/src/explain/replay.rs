@@ -174,8 +174,8 @@ fn scheduling<'a>(
         slo_ttft_ms: facts.slo_ttft_ms,
         slo_tpot_ms: facts.slo_tpot_ms,
         subset: None,
-        together: None,
         multimodal: &facts.multimodal,
+        ..SchedulingRequest::default()
     }
 }
 

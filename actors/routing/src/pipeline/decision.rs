@@ -116,14 +116,20 @@ pub struct Produced {
 pub enum Column {
     /// Cached blocks of the prompt.
     Prefix {
-        /// They are where a burst of requests is to go, not what is cached.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        placement: bool,
         /// Tokens of a block.
         block_tokens: u32,
         /// Blocks of the prompt.
         total_blocks: u32,
         /// Of these, how many each endpoint has.
+        matched: Vec<u32>,
+    },
+    /// Blocks of the prompt where a burst of requests is to go.
+    Placement {
+        /// Tokens of a block.
+        block_tokens: u32,
+        /// Blocks of the prompt.
+        total_blocks: u32,
+        /// Of these, how many count for each endpoint.
         matched: Vec<u32>,
     },
     /// Expected latencies.

@@ -92,10 +92,17 @@ pub(super) fn produced(
     let column = |filled: &Filled| {
         let id = filled.id;
         let column = match filled.what {
-            Produces::Prefix | Produces::Placement => {
+            Produces::Prefix => {
                 let prefix = attributes.prefix(id)?;
                 Column::Prefix {
-                    placement: filled.what == Produces::Placement,
+                    block_tokens: prefix.block_tokens,
+                    total_blocks: prefix.total_blocks,
+                    matched: candidates.iter().map(|row| prefix.matched(*row)).collect(),
+                }
+            }
+            Produces::Placement => {
+                let prefix = attributes.prefix(id)?;
+                Column::Placement {
                     block_tokens: prefix.block_tokens,
                     total_blocks: prefix.total_blocks,
                     matched: candidates.iter().map(|row| prefix.matched(*row)).collect(),

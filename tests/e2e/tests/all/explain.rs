@@ -77,8 +77,10 @@ async fn ask(
 
 /// The record, as the router with this number tells it.
 async fn record(fleet: &Fleet, router: usize, id: &str) -> anyhow::Result<Value> {
-    let args = ["explain", id, "-o", "json"];
-    let record = fleet.cli(&[router], &args).await?.json()?;
+    let record = fleet
+        .cli(&[router], &["explain", id, "-o", "json"])
+        .await?
+        .json()?;
     ensure!(record["request_id"] == id, "{record}");
     Ok(record)
 }

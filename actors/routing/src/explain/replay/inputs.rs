@@ -111,10 +111,8 @@ pub(super) fn producers(
 
 fn holds(column: &Column, what: Produces) -> bool {
     match column {
-        Column::Prefix {
-            placement: true, ..
-        } => what == Produces::Placement,
         Column::Prefix { .. } => what == Produces::Prefix,
+        Column::Placement { .. } => what == Produces::Placement,
         Column::Prediction { .. } => what == Produces::Prediction,
         Column::Multimodal { .. } => what == Produces::Multimodal,
         Column::Uncached { .. } => what == Produces::Uncached,
@@ -124,7 +122,7 @@ fn holds(column: &Column, what: Produces) -> bool {
 fn says(what: Produces) -> &'static str {
     match what {
         Produces::Prefix => "how much of the prompt each endpoint had cached",
-        Produces::Placement => "where the burst that the request came in was to go",
+        Produces::Placement => "where the requests of a burst were to go",
         Produces::Prediction => "which latency was expected of each endpoint",
         Produces::Multimodal => "which multimodal items each endpoint had encoded",
         Produces::Uncached => "how many tokens each endpoint would have had to compute",
@@ -146,7 +144,11 @@ impl DataProducer for Recorded {
                     block_tokens,
                     total_blocks,
                     matched,
-                    ..
+                }
+                | Column::Placement {
+                    block_tokens,
+                    total_blocks,
+                    matched,
                 } => {
                     if let Some(prefix) = attributes.prefix_mut(*id) {
                         prefix.block_tokens = *block_tokens;

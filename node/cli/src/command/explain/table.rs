@@ -205,7 +205,6 @@ fn write_profile(
     }
     let prefix = decision.produced.iter().find_map(|p| match &p.column {
         Column::Prefix {
-            placement: false,
             total_blocks,
             matched,
             ..
