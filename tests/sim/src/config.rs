@@ -3,6 +3,7 @@
 use crate::dataset::Dataset;
 use crate::engine::EngineConfig;
 use crate::fault::{FailureInjection, Faults};
+use crate::kv_events::KvEventsConfig;
 use crate::metrics::fake::FakeMetrics;
 use crate::profile::{self, Profile};
 use crate::tls::TlsFiles;
@@ -164,6 +165,8 @@ pub struct SimConfig {
     pub dialect: Dialect,
     /// Data-parallel rank, the `engine` label.
     pub rank: u32,
+    /// KV events, if any are published.
+    pub kv_events: Option<KvEventsConfig>,
     /// Time after start during which health is 503 and requests are refused.
     pub startup: Duration,
     /// Whether `/sleep` and `/wake_up` do anything.
@@ -221,6 +224,7 @@ impl SimConfig {
                 num_blocks: profile.num_blocks,
                 max_waiting: 1000,
                 prefix_caching: true,
+                record_changes: false,
                 max_loras: 1,
                 max_cpu_loras: 1,
                 lora_load: 0,
@@ -238,6 +242,7 @@ impl SimConfig {
             tool_calls: ToolCallConfig::default(),
             dialect: Dialect::Vllm,
             rank: 0,
+            kv_events: None,
             startup: Duration::ZERO,
             sleep_mode: true,
             request_id_headers: false,

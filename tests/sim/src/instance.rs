@@ -3,6 +3,7 @@
 use crate::config::{ConfigError, SimConfig};
 use crate::fault::Faults;
 use crate::http;
+use crate::kv_events::{Publisher, Sockets};
 use crate::live::Live;
 use crate::shared::{Shared, SimStats};
 use crate::tls::TlsError;
@@ -32,6 +33,9 @@ pub enum SimError {
     /// It cannot speak HTTPS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A socket for KV events cannot be bound.
+    #[error("cannot bind the sockets for KV events: {0}")]
+    KvEvents(io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
@@ -65,11 +69,30 @@ impl Sim {
             addr: config.listen,
             source,
         })?;
-        let shared = Arc::new(Shared::new(config, addr));
+        let events = match &config.kv_events {
+            Some(events) => {
+                let size = config.engine.block_size;
+                let publisher = Publisher::new(events.clone(), size, config.rank, config.seed);
+                Some(Arc::new(publisher.map_err(ConfigError)?))
+            }
+            None => None,
+        };
+        let sockets = match &events {
+            Some(events) => events.listen().await.map_err(SimError::KvEvents)?,
+            None => Sockets::default(),
+        };
+        let shared = Arc::new(Shared::new(config, events, addr));
         let live = Live::new(shared.clone());
         *shared.live.lock() = Some(live.clone());
         let (tell, down) = watch::channel(false);
-        let task = tokio::spawn(supervise(shared.clone(), tls, listener, live, tell));
+        let task = tokio::spawn(supervise(
+            shared.clone(),
+            tls,
+            listener,
+            sockets,
+            live,
+            tell,
+        ));
         Ok(Sim { shared, task, down })
     }
 
@@ -136,11 +159,16 @@ async fn supervise(
     shared: Arc<Shared>,
     tls: Option<TlsAcceptor>,
     mut listener: TcpListener,
+    mut sockets: Sockets,
     mut live: Arc<Live>,
     down: watch::Sender<bool>,
 ) {
     loop {
         let mut tasks = JoinSet::new();
+        if let Some(events) = &shared.events {
+            let changes = live.follow_changes();
+            tasks.spawn(events.clone().run(sockets, changes));
+        }
         tasks.spawn(live.clone().drive());
         accept_until_crash(&shared, tls.as_ref(), &listener, &live, &mut tasks).await;
         shared.stats.crashes.fetch_add(1, Ordering::Relaxed);
@@ -164,8 +192,27 @@ async fn supervise(
                 }
             }
         };
+        sockets = match &shared.events {
+            Some(events) => {
+                events.restart();
+                bind_again(events).await
+            }
+            None => Sockets::default(),
+        };
         live = Live::new(shared.clone());
         *shared.live.lock() = Some(live.clone());
+    }
+}
+
+async fn bind_again(events: &Publisher) -> Sockets {
+    loop {
+        match events.listen().await {
+            Ok(sockets) => return sockets,
+            Err(error) => {
+                tracing::warn!(%error, "cannot bind the sockets for KV events again yet");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
     }
 }
 

@@ -7,8 +7,9 @@
 //! the command `quorate sim`, whose options may stand in a YAML file (`config_file`).
 //!
 //! What comes out is planned before the engine starts (`text`), from the server's seed, the prompt and the request's seed:
-//! every simulator with the same seed gives the same answer to the same request. KV events and prefill/decode hand-over
-//! are not simulated.
+//! every simulator with the same seed gives the same answer to the same request. `kv_events` tells
+//! of the KV blocks that come and go, in the wire format of any engine version. Offload tiers and prefill/decode hand-over are
+//! not simulated.
 
 mod args;
 mod config;
@@ -20,6 +21,7 @@ mod fault;
 mod hash;
 mod http;
 mod instance;
+mod kv_events;
 mod live;
 mod lora;
 mod metrics;
@@ -39,6 +41,7 @@ pub use engine::EngineConfig;
 pub use engine::latency::{FixedLatency, Latency, LatencyCalculator, StepCosts};
 pub use fault::{Cut, CutAction, FailureInjection, FailureType, Faults};
 pub use instance::{Sim, SimError};
+pub use kv_events::{EventFaults, EventFormat, KvEventsConfig};
 pub use live::Load;
 pub use metrics::fake::FakeMetrics;
 pub use profile::{Profile, all as profiles, find as find_profile};

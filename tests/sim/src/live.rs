@@ -5,6 +5,7 @@
 
 use crate::config::SimConfig;
 use crate::engine::latency::{FixedLatency, Latency};
+use crate::engine::record::BlockChange;
 use crate::engine::sequence::NewSequence;
 use crate::engine::{AddError, Engine, EngineConfig, Event, FinishReason, Nanos, SeqId};
 use crate::lora::Adapters;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 /// A driver that wakes up this much too late catches up; beyond it the time is lost, as on a stalled machine.
@@ -33,6 +34,20 @@ pub fn unix_now() -> f64 {
 struct Core {
     engine: Engine<Arc<Progress>>,
     metrics: Metrics,
+    changes: Option<mpsc::UnboundedSender<Vec<BlockChange>>>,
+}
+
+impl Core {
+    /// Hands on what changed in the KV cache. Under the lock, so that it stays in order.
+    fn tell_changes(&mut self) {
+        if let Some(changes) = &self.changes {
+            let batch = self.engine.take_changes();
+            if !batch.is_empty() {
+                // Nobody publishes while the server comes down.
+                let _ = changes.send(batch);
+            }
+        }
+    }
 }
 
 /// One incarnation of a server, from its start to its crash or stop.
@@ -58,6 +73,7 @@ impl Live {
         let mut engine = EngineConfig {
             max_catch_up: catch_up as Nanos,
             seed: config.seed,
+            record_changes: shared.events.is_some(),
             ..config.engine.clone()
         };
         if let (Latency::Fixed(latency), Some(changed)) =
@@ -72,6 +88,7 @@ impl Live {
             core: Mutex::new(Core {
                 engine: Engine::new(engine),
                 metrics: Metrics::new(config.dialect, config.max_model_len, unix_now()),
+                changes: None,
             }),
             kick: Notify::new(),
             started: Instant::now(),
@@ -82,6 +99,13 @@ impl Live {
     /// The configuration.
     pub fn config(&self) -> &SimConfig {
         &self.shared.config
+    }
+
+    /// Where changes of the KV cache come out from now on.
+    pub fn follow_changes(&self) -> mpsc::UnboundedReceiver<Vec<BlockChange>> {
+        let (tell, changes) = mpsc::unbounded_channel();
+        self.core.lock().changes = Some(tell);
+        changes
     }
 
     /// Moves the engine for ever.
@@ -106,11 +130,16 @@ impl Live {
         let scale = self.config().time_scale;
         let now = self.now();
         let next = {
-            let Core { engine, metrics } = &mut *self.core.lock();
-            engine.advance(now, &mut |progress, event| {
+            let mut core = self.core.lock();
+            let Core {
+                engine, metrics, ..
+            } = &mut *core;
+            let next = engine.advance(now, &mut |progress, event| {
                 metrics.record(&event, scale);
                 progress.record(&event);
-            })
+            });
+            core.tell_changes();
+            next
         };
         next.map(|at| self.started + Duration::from_nanos((at as f64 * scale) as u64))
     }
@@ -192,7 +221,9 @@ impl Live {
 
     /// Forgets cached prefixes.
     pub fn reset_prefix_cache(&self) {
-        self.core.lock().engine.reset_prefix_cache();
+        let mut core = self.core.lock();
+        core.engine.reset_prefix_cache();
+        core.tell_changes();
     }
 
     /// Whether the model is still being loaded.

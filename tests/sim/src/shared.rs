@@ -3,6 +3,7 @@
 use crate::config::SimConfig;
 use crate::engine::latency::FixedLatency;
 use crate::fault::{FailureInjection, Faults, RequestFault};
+use crate::kv_events::Publisher;
 use crate::live::{Live, Load};
 use crate::metrics::fake::FakeMetrics;
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ pub struct Shared {
     pub stats: Stats,
     /// Woken to crash.
     pub crash: Notify,
+    /// Publishes KV events.
+    pub events: Option<Arc<Publisher>>,
     /// The incarnation that runs.
     pub live: Mutex<Option<Arc<Live>>>,
     faults: Mutex<Faults>,
@@ -73,13 +76,14 @@ pub struct Shared {
 
 impl Shared {
     /// A server that is about to start.
-    pub fn new(config: SimConfig, addr: SocketAddr) -> Self {
+    pub fn new(config: SimConfig, events: Option<Arc<Publisher>>, addr: SocketAddr) -> Self {
         let latency = match &config.engine.latency {
             crate::engine::latency::Latency::Fixed(fixed) => Some(fixed.clone()),
             crate::engine::latency::Latency::Batched(_) => None,
         };
         Shared {
             addr,
+            events,
             lying: AtomicBool::new(config.faults.lying_health),
             settings: Mutex::new(Settings {
                 failures: config.failures.clone(),

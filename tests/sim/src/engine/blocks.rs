@@ -4,6 +4,7 @@
 //! one intrusive list in the order in which they were released; allocation takes its head, so the least recently used
 //! cached block is the one that loses its contents. This is vLLM's `FreeKVCacheBlockQueue` rule.
 
+use super::record::BlockChange;
 use crate::hash::HashKeyed;
 #[cfg(test)]
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ const NONE: BlockId = BlockId::MAX;
 #[derive(Clone)]
 struct Block {
     hash: Option<u64>,
+    /// What its contents are called outside.
+    name: Option<u64>,
     refs: u32,
     prev: BlockId,
     next: BlockId,
@@ -28,6 +31,7 @@ pub struct BlockPool {
     head: BlockId,
     tail: BlockId,
     free: usize,
+    changes: Option<Vec<BlockChange>>,
 }
 
 impl BlockPool {
@@ -37,6 +41,7 @@ impl BlockPool {
             blocks: vec![
                 Block {
                     hash: None,
+                    name: None,
                     refs: 0,
                     prev: NONE,
                     next: NONE
@@ -47,11 +52,33 @@ impl BlockPool {
             head: NONE,
             tail: NONE,
             free: 0,
+            changes: None,
         };
         for id in 0..total {
             pool.push_free(id);
         }
         pool
+    }
+
+    /// The same pool, which writes down what changes if `on`.
+    pub fn recording(mut self, on: bool) -> Self {
+        self.changes = on.then(Vec::new);
+        self
+    }
+
+    /// The changes since the last call.
+    pub fn take_changes(&mut self) -> Vec<BlockChange> {
+        self.changes
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Writes a change down, if anybody wants to know.
+    pub fn record(&mut self, write: impl FnOnce(&mut Vec<BlockChange>)) {
+        if let Some(changes) = &mut self.changes {
+            write(changes);
+        }
     }
 
     /// Blocks that can be allocated now (blank or cached).
@@ -96,17 +123,23 @@ impl BlockPool {
         self.unlink(id);
         if let Some(hash) = self.blocks[id as usize].hash.take() {
             self.cached.remove(&hash);
+            if let Some(name) = self.blocks[id as usize].name.take() {
+                self.record(|changes| changes.push(BlockChange::Removed(name)));
+            }
         }
         self.blocks[id as usize].refs = 1;
         Some(id)
     }
 
-    /// Makes a full block findable. A second block with the same contents stays unlisted.
-    pub fn seal(&mut self, id: BlockId, hash: u64) {
+    /// Makes a full block findable, called `name` outside. A second block with the same contents stays unlisted: false.
+    pub fn seal(&mut self, id: BlockId, hash: u64, name: Option<u64>) -> bool {
         if let std::collections::hash_map::Entry::Vacant(slot) = self.cached.entry(hash) {
             slot.insert(id);
             self.blocks[id as usize].hash = Some(hash);
+            self.blocks[id as usize].name = name;
+            return true;
         }
+        false
     }
 
     /// One user fewer. The last one sends the block to the end of the free list, contents kept.
@@ -122,12 +155,22 @@ impl BlockPool {
     /// Forgets all contents that nobody uses; contents in use stay findable.
     pub fn reset_cache(&mut self) {
         let blocks = &mut self.blocks;
+        let mut forgotten = Vec::new();
         self.cached.retain(|_, id| {
             let block = &mut blocks[*id as usize];
             if block.refs == 0 {
                 block.hash = None;
+                forgotten.extend(block.name.take());
             }
             block.refs > 0
+        });
+        let all = self.cached.is_empty();
+        self.record(|changes| {
+            if all {
+                changes.push(BlockChange::Cleared(forgotten));
+            } else {
+                changes.extend(forgotten.into_iter().map(BlockChange::Removed));
+            }
         });
     }
 
@@ -201,8 +244,8 @@ mod tests {
         let a = pool.allocate().unwrap();
         let b = pool.allocate().unwrap();
         assert!(pool.allocate().is_none());
-        pool.seal(a, 11);
-        pool.seal(b, 22);
+        pool.seal(a, 11, None);
+        pool.seal(b, 22, None);
         pool.release(b);
         pool.release(a);
         assert_eq!(pool.allocate(), Some(b));
@@ -214,7 +257,7 @@ mod tests {
     fn shared_block_survives_one_release() {
         let mut pool = BlockPool::new(1);
         let a = pool.allocate().unwrap();
-        pool.seal(a, 5);
+        pool.seal(a, 5, None);
         pool.share(a);
         pool.release(a);
         assert_eq!(pool.free(), 0);

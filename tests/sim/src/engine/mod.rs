@@ -8,12 +8,15 @@ mod batch;
 pub mod blocks;
 mod fixed;
 pub mod latency;
+pub mod naming;
+pub mod record;
 pub mod sequence;
 #[cfg(test)]
 mod tests;
 
 use blocks::{BlockId, BlockPool};
 use latency::Latency;
+use naming::Naming;
 use sequence::{NewSequence, Sequence, Times};
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -60,6 +63,8 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Whether finished prefixes are found again.
     pub prefix_caching: bool,
+    /// Whether changes of the cache are recorded.
+    pub record_changes: bool,
     /// Different LoRA adapters in one batch.
     pub max_loras: usize,
     /// Adapters kept in host memory; bringing in another one costs `lora_load`.
@@ -167,7 +172,7 @@ impl<T> Engine<T> {
     /// An idle engine at virtual time zero.
     pub fn new(config: EngineConfig) -> Self {
         Engine {
-            pool: BlockPool::new(config.num_blocks),
+            pool: BlockPool::new(config.num_blocks).recording(config.record_changes),
             rng: fastrand::Rng::with_seed(config.seed),
             config,
             seqs: Vec::new(),
@@ -352,17 +357,8 @@ impl<T> Engine<T> {
             return;
         };
         seq.computed = computed;
-        if !self.config.prefix_caching {
-            return;
-        }
-        let full = (computed / self.config.block_size) as usize;
-        while seq.sealed < full {
-            if let (Some(block), Some(hash)) =
-                (seq.blocks.get(seq.sealed), seq.hashes().get(seq.sealed))
-            {
-                self.pool.seal(*block, *hash);
-            }
-            seq.sealed += 1;
+        if self.config.prefix_caching {
+            self.seal_full(slot, computed);
         }
     }
 

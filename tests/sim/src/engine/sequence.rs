@@ -1,7 +1,7 @@
 //! What the engine knows of one sequence: its tokens, the hashes of its blocks, its place in time.
 
 use super::blocks::BlockId;
-use super::{FinishReason, Nanos};
+use super::{FinishReason, Naming, Nanos};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -74,6 +74,8 @@ pub struct NewSequence {
     pub finish: FinishReason,
     /// Index of its LoRA adapter.
     pub lora: Option<u32>,
+    /// The published names of its blocks, where changes are recorded.
+    pub naming: Option<Naming>,
     /// Ends at once with [`FinishReason::CacheThreshold`] when a smaller share of the prompt is cached.
     pub cache_hit_threshold: Option<f64>,
 }
@@ -98,6 +100,7 @@ pub(super) struct Sequence<T> {
     pub output: Arc<[u32]>,
     pub finish: FinishReason,
     pub lora: Option<u32>,
+    pub naming: Option<Naming>,
     pub cache_hit_threshold: Option<f64>,
     pub times: Times,
     /// Tokens generated so far.
@@ -123,6 +126,7 @@ impl<T> Sequence<T> {
             output: new.output,
             finish: new.finish,
             lora: new.lora,
+            naming: new.naming,
             cache_hit_threshold: new.cache_hit_threshold,
             times: Times {
                 arrival,
@@ -158,6 +162,9 @@ impl<T> Sequence<T> {
             .unwrap_or_default();
         self.emitted += 1;
         self.tail.push(token);
+        if let Some(naming) = &mut self.naming {
+            naming.push(token);
+        }
         if self.tail.len() == block_size as usize {
             let parent = self.hashes.last().copied().unwrap_or(self.root);
             self.hashes.push(chain(parent, &self.tail));
@@ -198,6 +205,7 @@ mod tests {
             output: all[20..].into(),
             finish: FinishReason::Length,
             lora: None,
+            naming: None,
             cache_hit_threshold: None,
         };
         let mut seq = Sequence::new((), new, 0, 0);

@@ -23,6 +23,7 @@ fn config() -> EngineConfig {
         block_size: 16,
         num_blocks: 10_000,
         max_waiting: 1000,
+        record_changes: false,
         prefix_caching: true,
         max_loras: 2,
         max_cpu_loras: 2,
@@ -42,6 +43,7 @@ fn sequence(prompt: &[u32], output: u32, block_size: u32) -> NewSequence {
             .into(),
         finish: FinishReason::Length,
         lora: None,
+        naming: None,
         cache_hit_threshold: None,
     }
 }

@@ -33,6 +33,12 @@ pub fn sleep(call: &Call) -> Response<SimBody> {
     respond(200, json_type(), Vec::new())
 }
 
+/// `POST /reset_prefix_cache`: forgets every cached prefix that is not in use.
+pub fn reset_prefix_cache(call: &Call) -> Response<SimBody> {
+    call.live.reset_prefix_cache();
+    respond(200, json_type(), Vec::new())
+}
+
 /// `POST /wake_up`. With tags, only `kv_cache`, the last of the two steps, makes it serve again.
 pub fn wake_up(call: &Call) -> Response<SimBody> {
     let mut tags = call
@@ -56,7 +62,7 @@ pub fn server_info(call: &Call) -> Response<SimBody> {
     let config = call.live.config();
     let engine = &config.engine;
     let load = call.live.load();
-    ok_json(&json!({
+    let mut info = json!({
         "model_path": config.model,
         "served_model_name": config.display_name(),
         "host": call.live.shared.addr.ip(),
@@ -73,7 +79,11 @@ pub fn server_info(call: &Call) -> Response<SimBody> {
         "enable_metrics": true,
         "internal_states": [{"num_running_reqs": load.running, "num_waiting_reqs": load.waiting}],
         "version": concat!("sim-", env!("CARGO_PKG_VERSION")),
-    }))
+    });
+    if let Some(events) = super::kv_events::server_info(call) {
+        info["kv_events"] = events;
+    }
+    ok_json(&info)
 }
 
 /// SGLang's `GET /get_model_info`.

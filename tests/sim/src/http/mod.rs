@@ -8,6 +8,7 @@ mod generate;
 mod health;
 mod input;
 mod json;
+mod kv_events;
 mod models;
 mod shapes;
 mod tokenize;
@@ -70,6 +71,11 @@ enum Action {
     LoadLora,
     UnloadLora,
     Sleep,
+    ResetPrefixCache,
+    KvEventSources,
+    KvCacheEvents,
+    KvEvents,
+    SetKvEvents,
     WakeUp,
     IsSleeping,
     ServerInfo,
@@ -95,7 +101,13 @@ impl Action {
     fn steers(self) -> bool {
         matches!(
             self,
-            Action::Config | Action::SetConfig | Action::Fault | Action::SetFault | Action::Stats
+            Action::Config
+                | Action::SetConfig
+                | Action::Fault
+                | Action::SetFault
+                | Action::Stats
+                | Action::KvEvents
+                | Action::SetKvEvents
         )
     }
 }
@@ -126,6 +138,10 @@ fn route(path: &str, trtllm: bool) -> &'static [(Method, Action)] {
         "/prometheus/metrics" if trtllm => &[(GET, Metrics)],
         "/v1/load_lora_adapter" => &[(POST, LoadLora)],
         "/v1/unload_lora_adapter" => &[(POST, UnloadLora)],
+        "/reset_prefix_cache" => &[(POST, ResetPrefixCache)],
+        "/kv_event_sources" => &[(GET, KvEventSources)],
+        "/kv_cache_events" => &[(POST, KvCacheEvents)],
+        "/sim/kv-events" => &[(GET, KvEvents), (POST, SetKvEvents)],
         "/sleep" => &[(POST, Sleep)],
         "/wake_up" => &[(POST, WakeUp)],
         "/is_sleeping" => &[(GET, IsSleeping)],
@@ -322,6 +338,11 @@ async fn perform(call: Call, action: Action) -> Result<Response<SimBody>, ApiErr
         Action::Health => Ok(health::health(&call)),
         Action::Version => Ok(health::version()),
         Action::Metrics => Ok(health::metrics(&call)),
+        Action::ResetPrefixCache => Ok(health::reset_prefix_cache(&call)),
+        Action::KvEventSources => Ok(kv_events::sources(&call)),
+        Action::KvCacheEvents => kv_events::poll(&call),
+        Action::KvEvents => kv_events::show(&call),
+        Action::SetKvEvents => kv_events::set(&call),
         Action::Sleep => Ok(health::sleep(&call)),
         Action::WakeUp => Ok(health::wake_up(&call)),
         Action::IsSleeping => Ok(health::is_sleeping(&call)),

@@ -14,8 +14,10 @@ use super::body::{Cutter, EventStream, SimBody};
 use super::error::ApiError;
 use super::shapes::Shape;
 use super::{Call, json_type, respond};
+use crate::config::LoraModule;
 use crate::config::Mode;
 use crate::engine::AddError;
+use crate::engine::naming::{Identity, Naming};
 use crate::engine::sequence::{NewSequence, Prompt, root_hash};
 use crate::live::{self, Live};
 use crate::text::{self, Plan, Sampling, Source};
@@ -48,8 +50,8 @@ pub struct Job {
     pub sampling: Sampling,
     /// Index of the LoRA adapter.
     pub lora: Option<u32>,
-    /// Salt of the block hashes.
-    pub root: u64,
+    /// Where the block hashes start.
+    pub root: Root,
     /// Least cached share of the prompt.
     pub cache_hit_threshold: Option<f64>,
     /// Tools that the answer may call.
@@ -58,12 +60,18 @@ pub struct Job {
     pub stream: bool,
 }
 
+/// Where a request's block hashes start.
+pub struct Root {
+    hash: u64,
+    identity: Identity,
+}
+
 /// The model that a request names.
 pub struct Model {
     /// Name in the answer.
     pub name: String,
     lora: Option<u32>,
-    lora_name: Option<String>,
+    lora_module: Option<LoraModule>,
 }
 
 /// Finds the model of a request, base model or adapter. A request may leave it out.
@@ -77,14 +85,14 @@ pub fn model(live: &Live, name: Option<&str>) -> Result<Model, ApiError> {
         return Ok(Model {
             name: name.to_owned(),
             lora: None,
-            lora_name: None,
+            lora_module: None,
         });
     }
     match live.adapters.lock().find(name) {
         Some(adapter) => Ok(Model {
             name: name.to_owned(),
             lora: Some(adapter.index),
-            lora_name: Some(name.to_owned()),
+            lora_module: Some(adapter.module.clone()),
         }),
         None => Err(ApiError::model_not_found(name)),
     }
@@ -92,11 +100,19 @@ pub fn model(live: &Live, name: Option<&str>) -> Result<Model, ApiError> {
 
 impl Model {
     /// Start of the block hash chain.
-    pub fn root(&self, cache_salt: Option<&str>) -> u64 {
-        root_hash(
-            self.lora_name.as_deref(),
-            cache_salt.filter(|salt| !salt.is_empty()),
-        )
+    pub fn root(&self, cache_salt: Option<&str>) -> Root {
+        let salt = cache_salt.filter(|salt| !salt.is_empty());
+        let adapter = self.lora_module.as_ref();
+        Root {
+            hash: root_hash(adapter.map(|module| module.name.as_str()), salt),
+            identity: Identity {
+                lora: self
+                    .lora
+                    .zip(adapter)
+                    .map(|(index, module)| (index, module.name.clone(), module.path.clone())),
+                salt: salt.map(str::to_owned),
+            },
+        }
     }
 
     /// Number of the adapter in the engine.
@@ -178,7 +194,16 @@ pub async fn run(
     let mut new = Vec::with_capacity(job.prompts.len() * job.n as usize);
     for (at, tokens) in job.prompts.iter().enumerate() {
         let room = room(tokens.len(), &job.sampling, config.max_model_len)?;
-        let prompt = Prompt::new(tokens, config.engine.block_size, job.root);
+        let prompt = Prompt::new(tokens, config.engine.block_size, job.root.hash);
+        let naming = call.live.shared.events.as_ref().map(|events| {
+            let identity = job.root.identity.clone();
+            Naming::new(
+                events.scheme().clone(),
+                config.engine.block_size,
+                identity,
+                tokens,
+            )
+        });
         let tail = xxh3_64(
             &prompt
                 .tail
@@ -221,6 +246,7 @@ pub async fn run(
                 output: plan.tokens.clone(),
                 finish: plan.finish,
                 lora: job.lora,
+                naming: naming.clone(),
                 cache_hit_threshold: job.cache_hit_threshold,
             };
             new.push((sequence, plan));
