@@ -218,54 +218,66 @@ fn applying(c: &mut Criterion) {
     group.finish();
 }
 
+/// Name, blocks in a chain, holders of each chain.
+const FILLINGS: [(&str, usize, u64); 5] = [
+    ("chains of 512", 512, 1),
+    ("chains of 40", 40, 1),
+    ("chains of 8", 8, 1),
+    ("single blocks", 1, 1),
+    ("chains of 64 at four holders", 64, 4),
+];
+
+/// Each filling in a process of its own, so that none uses what another has freed.
 fn memory() {
-    for (name, len, holders_each) in [
-        ("chains of 512", 512, 1),
-        ("chains of 40", 40, 1),
-        ("chains of 8", 8, 1),
-        ("single blocks", 1, 1),
-        ("chains of 64, 4 holders", 64, 4),
-    ] {
-        let mut fleet = Fleet::new(128);
-        let before = resident();
+    let program = std::env::current_exe().expect("this program");
+    for (name, ..) in FILLINGS {
+        let status = std::process::Command::new(&program)
+            .args(["fill", name])
+            .status();
+        assert!(status.expect("it starts").success());
+    }
+}
+
+fn fill(name: &str, len: usize, holders_each: u64) {
+    let mut fleet = Fleet::new(128);
+    let before = resident();
+    let start = Instant::now();
+    let mut pairs = 0;
+    let mut number = 0;
+    while pairs < 10_000_000 {
+        let hashes = chain(number, len);
+        for i in 0..holders_each {
+            fleet.stored((number * 7 + i * 31) % 128, Tier::Gpu, None, &hashes);
+            pairs += len;
+        }
+        number += 1;
+    }
+    let stats = fleet.index.stats();
+    let bytes = |b: usize| b as f64 / stats.pairs as f64;
+    println!(
+        "{name}: {} pairs, {} blocks, {:.1} bytes a pair resident, {:.1} by its own count, filled in {:.2?}",
+        stats.pairs,
+        stats.blocks,
+        bytes(resident().saturating_sub(before)),
+        bytes(stats.bytes),
+        start.elapsed()
+    );
+    if len == 512 {
         let start = Instant::now();
-        let mut pairs = 0;
-        let mut number = 0;
-        while pairs < 10_000_000 {
-            let hashes = chain(number, len);
-            for i in 0..holders_each {
-                fleet.stored((number * 7 + i * 31) % 128, Tier::Gpu, None, &hashes);
-                pairs += len;
-            }
-            number += 1;
-        }
-        let stats = fleet.index.stats();
-        let bytes = |b: usize| b as f64 / stats.pairs as f64;
+        let chunks: Vec<Vec<u8>> = fleet.index.snapshot().expect("no other").collect();
+        let taken = start.elapsed();
+        let start = Instant::now();
+        let mut loader = SnapshotLoader::new(IndexConfig { max_bytes: 4 << 30 });
+        chunks
+            .iter()
+            .for_each(|chunk| loader.push(chunk).expect("whole"));
+        let loaded = loader.finish().expect("complete");
         println!(
-            "{name}: {} pairs, {} blocks, {:.1} bytes a pair resident, {:.1} by its own count, filled in {:.2?}",
-            stats.pairs,
-            stats.blocks,
-            bytes(resident().saturating_sub(before)),
-            bytes(stats.bytes),
-            start.elapsed()
+            "snapshot of it: {} MB taken in {taken:.2?}, loaded in {:.2?}, digests equal: {}",
+            chunks.iter().map(Vec::len).sum::<usize>() >> 20,
+            start.elapsed(),
+            loaded.digests() == fleet.index.digests()
         );
-        if len == 512 {
-            let start = Instant::now();
-            let chunks: Vec<Vec<u8>> = fleet.index.snapshot().expect("no other").collect();
-            let taken = start.elapsed();
-            let start = Instant::now();
-            let mut loader = SnapshotLoader::new(IndexConfig { max_bytes: 4 << 30 });
-            chunks
-                .iter()
-                .for_each(|chunk| loader.push(chunk).expect("whole"));
-            let loaded = loader.finish().expect("complete");
-            println!(
-                "snapshot of it: {} MB taken in {taken:.2?}, loaded in {:.2?}, digests equal: {}",
-                chunks.iter().map(Vec::len).sum::<usize>() >> 20,
-                start.elapsed(),
-                loaded.digests() == fleet.index.digests()
-            );
-        }
     }
 }
 
@@ -283,7 +295,14 @@ fn resident() -> usize {
 criterion_group!(benches, lookups, applying);
 
 fn main() {
-    if std::env::args().any(|a| a == "memory") {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [fill_one, name, ..] = args.as_slice()
+        && fill_one == "fill"
+    {
+        let filling = FILLINGS.iter().find(|f| f.0 == name).expect("a filling");
+        return fill(filling.0, filling.1, filling.2);
+    }
+    if args.iter().any(|a| a == "memory") {
         return memory();
     }
     benches();

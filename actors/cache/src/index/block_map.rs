@@ -254,7 +254,8 @@ impl BlockMap {
 
     /// A table for `taken` hashes and some more, with what is in `old`.
     fn copy(old: &Table, taken: usize) -> Table {
-        let table = Table::new((taken * 2).max(SMALLEST));
+        // It is filled to five eighths, and copied again at four fifths.
+        let table = Table::new((taken * 8 / 5).max(SMALLEST));
         for word in &old.slots {
             let word = word.load(Ordering::Relaxed);
             if word & TAKEN == 0 {
