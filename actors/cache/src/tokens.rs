@@ -1,0 +1,187 @@
+//! A request's prompt as the token ids that an engine will see.
+//!
+//! [`Local`] renders the chat template and runs the model's own tokenizer here; [`Engine`] asks an engine's render or tokenize
+//! endpoint; [`Estimate`] packs bytes. [`Source`] is the one of them that a pool uses, with what to fall back to. Only what
+//! [`Tokens::exact`] says may be compared with an engine's blocks.
+//!
+//! A worker of the gateway is not held for long: parsing, rendering and what the segment cache knows happen where they are
+//! asked for (well under a millisecond for a conversation of 32k tokens); text that has to be tokenized anew goes to a
+//! blocking thread once there is more than [`INLINE_BYTES`] of it, at most one job a core at a time.
+
+pub mod chat;
+mod clock;
+mod content;
+mod engine;
+mod estimate;
+mod files;
+mod local;
+mod media;
+mod python;
+mod segments;
+mod template;
+mod text;
+
+pub use content::ContentFormat;
+pub use engine::Engine;
+pub use estimate::Estimate;
+pub use files::{ModelFiles, Models};
+pub use local::{INLINE_BYTES, Local};
+pub use media::{Media, Placeholders};
+pub use template::{ChatTemplate, TemplateLimits};
+pub use text::TextTokenizer;
+
+use quorate_routing::request::{Api, MediaKind, RequestInfo};
+use std::sync::Arc;
+
+/// A request to be tokenized.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// What routing knows of it.
+    pub info: &'a RequestInfo<'a>,
+    /// Its body, from which `info` was parsed.
+    pub body: &'a [u8],
+    /// The LoRA adapter that its model is, if it is one.
+    pub lora: Option<&'a str>,
+}
+
+impl Request<'_> {
+    /// The API that it speaks.
+    pub fn api(&self) -> Api {
+        self.info.api
+    }
+}
+
+/// Where tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The request had token ids in it.
+    Given,
+    /// Tokenized here.
+    Local,
+    /// Tokenized by an engine.
+    Engine,
+    /// Packed bytes: good for comparing requests with each other, never equal to an engine's tokens.
+    Estimate,
+}
+
+/// Where an item that is no text lies among the tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MediaSpan {
+    /// What it is.
+    pub kind: MediaKind,
+    /// The first of its tokens.
+    pub start: usize,
+    /// How many tokens it takes.
+    pub len: usize,
+    /// What it is known by: the name that the client gave it (`uuid`), the engine's own hash where an engine tokenized, else
+    /// the SHA-256 of its reference or data in hexadecimal digits. The last is not what an engine puts into its block hashes.
+    pub identifier: String,
+}
+
+/// A prompt as tokens, with all that its blocks are known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// The token ids, placeholders expanded.
+    pub ids: Arc<[u32]>,
+    /// Items that are no text, in order of `start`.
+    pub media: Vec<MediaSpan>,
+    /// The LoRA adapter: blocks of different adapters are different.
+    pub lora: Option<Arc<str>>,
+    /// The salt that keeps tenants apart: part of the first block.
+    pub salt: Option<Arc<str>>,
+    /// Who made them.
+    pub origin: Origin,
+    /// An engine will see these very ids. `false` for an estimate, and where an item's number of tokens had to be guessed:
+    /// then what lies before the first such item is still right.
+    pub exact: bool,
+}
+
+impl Tokens {
+    pub(crate) fn new(request: &Request<'_>, ids: Vec<u32>, origin: Origin) -> Self {
+        Self {
+            ids: ids.into(),
+            media: Vec::new(),
+            lora: request.lora.map(Arc::from),
+            salt: request.info.cache_salt.as_deref().map(Arc::from),
+            origin,
+            exact: origin != Origin::Estimate,
+        }
+    }
+}
+
+/// Why a prompt was not tokenized.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// The request has something that this source cannot do exactly; another may.
+    #[error("cannot be tokenized here: {0}")]
+    Unsupported(&'static str),
+    /// The request is not what its API takes.
+    #[error("the request is not valid: {0}")]
+    Request(String),
+    /// The chat template refused the conversation, or went beyond its limits.
+    #[error("the chat template refused: {0}")]
+    Template(String),
+    /// The tokenizer failed.
+    #[error("the tokenizer failed: {0}")]
+    Tokenizer(String),
+    /// A file of the model cannot be read or understood.
+    #[error("{path}: {problem}")]
+    File {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The engine did not answer as it should.
+    #[error("the engine's tokenizer: {0}")]
+    Engine(String),
+    /// It took too long.
+    #[error("tokenizing took longer than it may")]
+    Timeout,
+}
+
+/// What a pool gets its tokens from, and what it falls back to.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In this process.
+    Local(Arc<Local>),
+    /// From an engine.
+    Engine(Arc<Engine>),
+    /// Not at all.
+    Estimate(Estimate),
+    /// The first, and where it fails the second.
+    Either(Arc<Source>, Arc<Source>),
+}
+
+impl Source {
+    /// `self`, and where that fails `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self::Either(Arc::new(self), Arc::new(other))
+    }
+
+    /// The tokens of a request.
+    ///
+    /// # Errors
+    /// [`TokenError`] of the last source that was tried. An [`Estimate`] at the end never fails.
+    pub async fn tokens(&self, request: Request<'_>) -> Result<Tokens, TokenError> {
+        if let Some(given) = chat::given(&request) {
+            return Ok(given);
+        }
+        let mut source = self;
+        loop {
+            match source {
+                Self::Either(first, second) => match Box::pin(first.tokens(request)).await {
+                    Ok(tokens) => return Ok(tokens),
+                    Err(error) => {
+                        tracing::debug!(%error, "tokens: falling back");
+                        source = second;
+                    }
+                },
+                Self::Local(local) => return local.tokens(request).await,
+                Self::Engine(engine) => return engine.tokens(request).await,
+                Self::Estimate(estimate) => return Ok(estimate.tokens(&request)),
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The files of a model's tokenizer, from a local directory, read once for each content.
+
+use super::media::Placeholders;
+use super::{ChatTemplate, TemplateLimits, TextTokenizer, TokenError};
+use minijinja::Value;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+/// The largest file that is read.
+const MAX_FILE: u64 = 256 << 20;
+
+/// A model's tokenizer, chat templates and special tokens.
+#[derive(Debug)]
+pub struct ModelFiles {
+    /// Text to ids.
+    pub tokenizer: TextTokenizer,
+    /// How items that are no text are written.
+    pub placeholders: Placeholders,
+    /// Special tokens by the names under which templates know them (`bos_token`).
+    pub special: BTreeMap<String, String>,
+    default: Option<ChatTemplate>,
+    tool_use: Option<ChatTemplate>,
+}
+
+impl ModelFiles {
+    /// The template for a conversation, `tools` or not.
+    pub fn template(&self, tools: bool) -> Option<&ChatTemplate> {
+        let for_tools = self.tool_use.as_ref().filter(|_| tools);
+        for_tools.or(self.default.as_ref())
+    }
+
+    fn read(raw: &Raw, cache_bytes: usize, limits: TemplateLimits) -> Result<Self, TokenError> {
+        let config: Value = match raw.text("tokenizer_config.json")? {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|e| raw.bad("tokenizer_config.json", e))?
+            }
+            None => Value::default(),
+        };
+        let tokenizer = raw
+            .files
+            .get("tokenizer.json")
+            .ok_or_else(|| raw.bad("tokenizer.json", "is not there"))?;
+        let tokenizer =
+            TextTokenizer::new(tokenizer, cache_bytes).map_err(|e| raw.bad("tokenizer.json", e))?;
+        let (mut default, mut tool_use) = (None, None);
+        let mut take = |name: &str, source: &str, file: &str| -> Result<(), TokenError> {
+            let slot = match name {
+                "default" => &mut default,
+                "tool_use" => &mut tool_use,
+                _ => return Ok(()),
+            };
+            *slot = Some(ChatTemplate::new(source, limits).map_err(|e| raw.bad(file, e))?);
+            Ok(())
+        };
+        // A file of its own counts more than the config.
+        let template = config.get_attr("chat_template").unwrap_or_default();
+        if let Some(source) = raw.text("chat_template.jinja")? {
+            take("default", source, "chat_template.jinja")?;
+        } else if let Some(text) = raw.text("chat_template.json")? {
+            let file: Value =
+                serde_json::from_str(text).map_err(|e| raw.bad("chat_template.json", e))?;
+            let source = file.get_attr("chat_template").unwrap_or_default();
+            let source = source
+                .as_str()
+                .ok_or_else(|| raw.bad("chat_template.json", "has no `chat_template`"))?;
+            take("default", source, "chat_template.json")?;
+        } else if let Some(source) = template.as_str() {
+            take("default", source, "tokenizer_config.json")?;
+        } else if !template.is_undefined() && !template.is_none() {
+            let list = template
+                .try_iter()
+                .map_err(|e| raw.bad("tokenizer_config.json", e))?;
+            for entry in list {
+                let (name, source) = (entry.get_attr("name"), entry.get_attr("template"));
+                if let (Ok(name), Ok(source)) = (name, source)
+                    && let (Some(name), Some(source)) = (name.as_str(), source.as_str())
+                {
+                    take(name, source, "tokenizer_config.json")?;
+                }
+            }
+        }
+        let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
+        let special = names.into_iter().filter_map(|name| {
+            let name = format!("{name}_token");
+            let value = config.get_attr(&name).ok()?;
+            let content = value.get_attr("content").ok();
+            let content = content.as_ref().and_then(Value::as_str);
+            let text = value.as_str().or(content)?.to_owned();
+            Some((name, text))
+        });
+        Ok(Self {
+            special: special.collect(),
+            placeholders: Placeholders::read(
+                raw.text("config.json")?,
+                raw.text("preprocessor_config.json")?,
+            ),
+            tokenizer,
+            default,
+            tool_use,
+        })
+    }
+}
+
+/// Files as they lie there.
+struct Raw {
+    directory: String,
+    files: BTreeMap<&'static str, Vec<u8>>,
+}
+
+impl Raw {
+    fn read(directory: &Path) -> Result<Self, TokenError> {
+        const NAMES: [&str; 6] = [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "chat_template.json",
+            "config.json",
+            "preprocessor_config.json",
+        ];
+        let mut raw = Self {
+            directory: directory.display().to_string(),
+            files: BTreeMap::new(),
+        };
+        for name in NAMES {
+            let file = match std::fs::File::open(directory.join(name)) {
+                Ok(file) => file,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(raw.bad(name, e)),
+            };
+            let mut bytes = Vec::new();
+            file.take(MAX_FILE + 1)
+                .read_to_end(&mut bytes)
+                .map_err(|e| raw.bad(name, e))?;
+            if bytes.len() as u64 > MAX_FILE {
+                return Err(raw.bad(name, "is too large"));
+            }
+            raw.files.insert(name, bytes);
+        }
+        Ok(raw)
+    }
+
+    fn text(&self, name: &'static str) -> Result<Option<&str>, TokenError> {
+        let bytes = self.files.get(name);
+        let text = bytes.map(|bytes| std::str::from_utf8(bytes).map_err(|e| self.bad(name, e)));
+        text.transpose()
+    }
+
+    fn bad(&self, name: &str, problem: impl std::fmt::Display) -> TokenError {
+        TokenError::File {
+            path: format!("{}/{name}", self.directory),
+            problem: problem.to_string(),
+        }
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        for (name, bytes) in &self.files {
+            context.update(name.as_bytes());
+            context.update(&(bytes.len() as u64).to_le_bytes());
+            context.update(bytes);
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+        digest
+    }
+}
+
+/// All models that are in use. Directories with the same files share one tokenizer and what it remembers; one that nobody uses
+/// any more is dropped.
+#[derive(Debug)]
+pub struct Models {
+    loaded: Mutex<HashMap<[u8; 32], Weak<ModelFiles>>>,
+    cache_bytes: usize,
+    limits: TemplateLimits,
+}
+
+impl Models {
+    /// None yet. Each tokenizer will remember at most about `cache_bytes` of pieces of text with their ids.
+    pub fn new(cache_bytes: usize, limits: TemplateLimits) -> Self {
+        Self {
+            loaded: Mutex::default(),
+            cache_bytes,
+            limits,
+        }
+    }
+
+    /// The model whose files lie in `directory`. Reads and builds for up to seconds: not for a worker of the gateway.
+    ///
+    /// # Errors
+    /// [`TokenError::File`] says which file is missing or wrong.
+    pub fn load(&self, directory: &Path) -> Result<Arc<ModelFiles>, TokenError> {
+        let raw = Raw::read(directory)?;
+        let digest = raw.digest();
+        let known = |loaded: &HashMap<_, Weak<_>>| loaded.get(&digest).and_then(Weak::upgrade);
+        if let Some(files) = known(&self.loaded.lock()) {
+            return Ok(files);
+        }
+        let files = Arc::new(ModelFiles::read(&raw, self.cache_bytes, self.limits)?);
+        let mut loaded = self.loaded.lock();
+        loaded.retain(|_, files| files.strong_count() > 0);
+        // Somebody else may have been faster.
+        if let Some(other) = known(&loaded) {
+            return Ok(other);
+        }
+        loaded.insert(digest, Arc::downgrade(&files));
+        Ok(files)
+    }
+}
