@@ -2,6 +2,7 @@
 
 mod flow_control;
 pub(super) mod policies;
+mod profile;
 
 use super::problem::{Findings, Problem, suggestion};
 use super::producers::Ledger;
@@ -12,10 +13,9 @@ use super::{
 };
 use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
-use crate::pipeline::{Named, Pipeline, Profile, Weighted};
+use crate::pipeline::{Named, Pipeline};
 use crate::plugin::admitter::sheddable::Sheddable;
 use crate::plugin::handler::single::Single;
-use crate::plugin::picker::max_score::MaxScore;
 use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use crate::plugin::screener::subset::Subset;
@@ -346,7 +346,7 @@ fn pipeline(
     findings: &mut Findings,
 ) -> Pipeline {
     let configured = !config.scheduling_profiles.is_empty();
-    let profiles: Vec<Profile> = profiles
+    let profiles: Vec<_> = profiles
         .iter()
         .enumerate()
         .map(|(i, spec)| {
@@ -355,7 +355,7 @@ fn pipeline(
             } else {
                 "plugins".to_owned()
             };
-            profile(spec, &path, plugins, findings)
+            profile::build(spec, &path, plugins, findings)
         })
         .collect();
 
@@ -440,64 +440,4 @@ fn pipeline(
         on_picked: all!(on_picked),
         tokens: plugins.built.iter().find_map(|(_, built)| built.tokens),
     }
-}
-
-fn profile(
-    spec: &ProfileSpec,
-    path: &str,
-    plugins: &Plugins<'_>,
-    findings: &mut Findings,
-) -> Profile {
-    let mut profile = Profile {
-        name: spec.name.as_str().into(),
-        filters: Vec::new(),
-        scorers: Vec::new(),
-        picker: Named::new("max-score-picker", Arc::new(MaxScore::new(1, 0)) as Arc<_>),
-    };
-    let mut has_picker = false;
-    for (i, reference) in spec.plugins.iter().enumerate() {
-        let at = format!("{path}.plugins[{i}]");
-        let name = reference.plugin_ref.as_str();
-        let Some((plugin, built)) = plugins.get(name) else {
-            let names = plugins.built.iter().map(|(spec, _)| spec.name.as_str());
-            let hint = suggestion(name, names);
-            findings.error(
-                format!("{at}.pluginRef"),
-                format!("there is no plugin `{name}`{hint}"),
-            );
-            continue;
-        };
-        if let Some(filter) = &built.filter {
-            profile.filters.push(Named::new(name, Arc::clone(filter)));
-        }
-        if let Some(scorer) = &built.scorer {
-            profile.scorers.push(Weighted {
-                scorer: Named::new(name, Arc::clone(scorer)),
-                weight: reference.weight.unwrap_or(1.0),
-            });
-        } else if reference.weight.is_some() {
-            findings.warn(
-                format!("{at}.weight"),
-                "has no meaning for a plugin that does not score",
-            );
-        }
-        if let Some(picker) = &built.picker {
-            if has_picker {
-                findings.error(at.clone(), format!("`{name}` is a second picker"));
-            }
-            has_picker = true;
-            profile.picker = Named::new(name, Arc::clone(picker));
-        }
-        // A plugin whose parameters are wrong is nothing, and that has been said.
-        let usable = built.filter.is_some() || built.scorer.is_some() || built.picker.is_some();
-        let failed = findings
-            .errors
-            .iter()
-            .any(|e| e.path.contains("parameters"));
-        if !usable && !failed {
-            let message = format!("`{}` is no filter, scorer or picker", plugin.kind);
-            findings.error(at, message);
-        }
-    }
-    profile
 }
