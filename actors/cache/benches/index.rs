@@ -5,8 +5,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group};
 use quorate_cache::Tier;
 use quorate_cache::index::{
-    CacheIndex, Columns, DeltaBatch, HolderKey, IndexConfig, Match, Section, SnapshotLoader,
-    TierWeights,
+    CacheIndex, Columns, DeltaBatch, HolderKey, IndexConfig, Section, SnapshotLoader, TierWeights,
 };
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -79,8 +78,8 @@ fn lookup_and_score(fleet: &Fleet, chain: &[u64], columns: &mut Columns) -> f32 
     let weights = TierWeights::default();
     fleet.index.lookup(black_box(chain), columns);
     columns
-        .iter()
-        .map(|(_, _, found): (_, _, &Match)| found.weight(&weights))
+        .scores(&weights)
+        .map(|(_, score)| score)
         .fold(0.0, f32::max)
 }
 

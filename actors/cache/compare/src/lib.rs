@@ -108,7 +108,7 @@ impl Ours {
         self.index.lookup(&chain.sequence, columns);
         columns
             .iter()
-            .map(|(key, _, found)| (key.endpoint, found.blocks))
+            .map(|(key, found)| (key.endpoint, found.blocks))
             .collect()
     }
 }

@@ -155,15 +155,20 @@ impl Core {
 
     /// Takes blocks of a holder away on one tier; those that it has not are passed over.
     pub(super) fn remove(&self, tier: Tier, hashes: &[u64], book: &mut Ledger) {
-        for hash in hashes {
-            for _ in 0..ATTEMPTS {
-                let Some(at) = self.locate(*hash) else { break };
-                let Some((shard, mut w)) = self.lock(at.shard, book) else {
-                    break;
-                };
-                if shard.remove(&mut w, self, at, *hash, tier, book) {
-                    break;
-                }
+        let mut rest = hashes;
+        let mut attempts = 0;
+        while let [first, others @ ..] = rest {
+            let Some(at) = self.locate(*first) else {
+                (rest, attempts) = (others, 0);
+                continue;
+            };
+            let Some((shard, mut w)) = self.lock(at.shard, book) else {
+                return;
+            };
+            let done = shard.remove(&mut w, self, at, rest, tier, book);
+            attempts += 1;
+            if done > 0 || attempts == ATTEMPTS {
+                (rest, attempts) = (&rest[done.max(1)..], 0);
             }
         }
     }

@@ -6,47 +6,52 @@ use super::blocks::Core;
 use super::coverage::{EXPECTED, Interval, Places, span, span_of_holder, uncover};
 use super::ledger::Ledger;
 use super::segment::Head;
-use super::shard::{Lanes, Shard, Writer};
+use super::shard::{Lanes, Mark, Shard, Writer};
 use crate::Tier;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A segment with fewer places than this is left as it is.
 const TIDY: usize = 16;
 
 impl Shard {
-    /// Takes one block of a holder away on one tier. False if the block is not here.
+    /// Takes blocks of a holder away on one tier: the first of `hashes`, and those after it that lie beside it in either direction, as a
+    /// chain's end does that is evicted from the back. Answers how many; 0 if the first one is not here.
     pub(super) fn remove(
         &self,
         w: &mut Writer,
         core: &Core,
         at: Location,
-        hash: u64,
+        hashes: &[u64],
         tier: Tier,
         book: &mut Ledger,
-    ) -> bool {
-        if !self.segments.has(at.segment, at.place, hash) {
-            return false;
+    ) -> usize {
+        let area = self.segments.hashes(self.segments.head(at.segment));
+        let meant = |(hash, word): &(&u64, &AtomicU64)| **hash == word.load(Ordering::Relaxed);
+        let (before, after) = area.split_at(at.place.min(area.len()));
+        let up = hashes.iter().zip(after).take_while(meant).count();
+        if up == 0 {
+            return 0;
         }
+        let down = hashes[1..].iter().zip(before.iter().rev());
+        let down = 1 + down.take_while(meant).count();
+        let (start, end) = if up > 1 {
+            (at.place, at.place + up)
+        } else {
+            (at.place + 1 - down, at.place + 1)
+        };
         let holder = book.who.holder;
         let mut list = std::mem::take(&mut w.list);
         self.segments.load_list(at.segment, &mut list);
         let mut gone = std::mem::take(&mut w.stretches);
         gone.clear();
-        uncover(
-            &mut list,
-            holder,
-            tier as u8,
-            at.place,
-            at.place + 1,
-            &mut gone,
-        );
+        uncover(&mut list, holder, tier as u8, start, end, &mut gone);
         // Taking the middle out of an interval makes one more: without memory for that, the rest of the interval goes too.
         if !gone.is_empty() && !self.publish_list(w, at.segment, &list) {
-            let after = list.iter().find(|i| {
-                i.holder() == holder && i.lane() == tier as u8 && i.start() == at.place + 1
-            });
-            if let Some((start, end)) = after.map(|i| (i.start(), i.end())) {
-                uncover(&mut list, holder, tier as u8, start, end, &mut gone);
+            let after = list
+                .iter()
+                .find(|i| i.holder() == holder && i.lane() == tier as u8 && i.start() == end);
+            if let Some((from, to)) = after.map(|i| (i.start(), i.end())) {
+                uncover(&mut list, holder, tier as u8, from, to, &mut gone);
                 self.publish_list(w, at.segment, &list);
             }
         }
@@ -56,7 +61,7 @@ impl Shard {
         }
         w.list = list;
         w.stretches = gone;
-        true
+        end - start
     }
 
     /// Takes all blocks of a holder away, or those on one tier.
@@ -99,33 +104,50 @@ impl Shard {
 
     /// Drops what was expected in generations up to `generation` and has not been announced since.
     pub(super) fn expire(&self, w: &mut Writer, core: &Core, generation: u16, book: &mut Ledger) {
-        while let Some(mark) = w.marks.front()
-            && passed(mark.generation, generation)
-        {
-            let (segment, holder) = (mark.segment, mark.holder);
-            w.marks.pop_front();
-            let mut list = std::mem::take(&mut w.list);
-            self.segments.load_list(segment, &mut list);
-            let mut gone = Vec::new();
-            list.retain(|i| {
-                let goes = i.holder() == holder
-                    && i.lane() == EXPECTED
-                    && passed(i.generation(), generation);
-                if goes {
-                    gone.push((i.start(), i.end()));
-                }
-                !goes
-            });
-            if !gone.is_empty() {
-                book.dropped += gone.iter().map(|(a, b)| (b - a) as u64).sum::<u64>();
-                self.publish_list(w, segment, &list);
-                if span_of_holder(&list, holder).is_empty() {
-                    w.tenant(holder).segments.remove(&segment);
-                }
-                self.settle(w, core, segment, &list, (&gone, None), book);
+        loop {
+            // Marks are not in order, and the loop below adds some: a segment that is tidied gets new ones for what was expected before.
+            let (due, rest) = std::mem::take(&mut w.marks)
+                .into_iter()
+                .partition::<Vec<_>, _>(|mark| passed(mark.generation, generation));
+            w.marks = rest;
+            if due.is_empty() {
+                return;
             }
-            w.list = list;
+            for mark in due {
+                self.expire_mark(w, core, &mark, generation, book);
+            }
         }
+    }
+
+    fn expire_mark(
+        &self,
+        w: &mut Writer,
+        core: &Core,
+        mark: &Mark,
+        generation: u16,
+        book: &mut Ledger,
+    ) {
+        let (segment, holder) = (mark.segment, mark.holder);
+        let mut list = std::mem::take(&mut w.list);
+        self.segments.load_list(segment, &mut list);
+        let mut gone = Vec::new();
+        list.retain(|i| {
+            let goes =
+                i.holder() == holder && i.lane() == EXPECTED && passed(i.generation(), generation);
+            if goes {
+                gone.push((i.start(), i.end()));
+            }
+            !goes
+        });
+        if !gone.is_empty() {
+            book.dropped += gone.iter().map(|(a, b)| (b - a) as u64).sum::<u64>();
+            self.publish_list(w, segment, &list);
+            if span_of_holder(&list, holder).is_empty() {
+                w.tenant(holder).segments.remove(&segment);
+            }
+            self.settle(w, core, segment, &list, (&gone, None), book);
+        }
+        w.list = list;
     }
 
     /// Books the blocks that lost an announced entry on `tier`, and removes those of `gone` that nobody has any more.

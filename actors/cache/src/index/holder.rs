@@ -18,7 +18,6 @@ pub struct HolderKey {
 /// A holder in the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holder {
-    pub(super) key: HolderKey,
     pub(super) incarnation: u64,
     pub(super) mixer: ElementMixer,
     /// Changes with each new tenant of the slot and with each incarnation: what was expected of the old one is not taken from a picker
@@ -29,6 +28,8 @@ pub(super) struct Holder {
 /// The holders by slot, and the slots by key. Published as a whole.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HolderTable {
+    /// By slot, for those who have no use for the rest; of a free slot it is what it was.
+    pub(super) keys: Vec<HolderKey>,
     pub(super) slots: Vec<Option<Holder>>,
     pub(super) by_key: BTreeMap<HolderKey, u16>,
     stamps: u32,
@@ -57,6 +58,7 @@ impl HolderTable {
                     .unwrap_or(self.slots.len());
                 if free == self.slots.len() {
                     self.slots.push(None);
+                    self.keys.push(key);
                 }
                 free as u16
             }
@@ -64,8 +66,8 @@ impl HolderTable {
         // 0 is the stamp of a slot without a holder.
         self.stamps = self.stamps.wrapping_add(1).max(1);
         self.by_key.insert(key, slot);
+        self.keys[usize::from(slot)] = key;
         self.slots[usize::from(slot)] = Some(Holder {
-            key,
             incarnation,
             mixer: ElementMixer::new(key),
             stamp: self.stamps,

@@ -108,6 +108,12 @@ impl Shard {
                     return None;
                 }
                 w.next += 1;
+                if w.classes.len() == w.classes.capacity() {
+                    // By an eighth and not by half: there may be millions.
+                    let more = w.classes.len() / 8 + 64;
+                    w.classes.reserve_exact(more);
+                    w.live.reserve_exact(more);
+                }
                 w.classes.push(0);
                 w.live.push(0);
                 w.next - 1

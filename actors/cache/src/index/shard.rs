@@ -8,7 +8,7 @@ use super::ledger::{Entry, Ledger, Who};
 use super::segment::{Head, Segments};
 use crate::Tier;
 use parking_lot::Mutex;
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::Ordering;
 
@@ -83,7 +83,7 @@ pub(super) struct Writer {
     /// By segment: blocks that somebody has or is expected to have.
     pub(super) live: Vec<u16>,
     pub(super) tenants: Vec<Tenant>,
-    pub(super) marks: VecDeque<Mark>,
+    pub(super) marks: Vec<Mark>,
     pub(super) versions: u64,
     /// The last snapshot that has what was in this shard when it began.
     pub(super) captured: u64,
@@ -101,7 +101,7 @@ impl Shard {
             classes: Vec::new(),
             live: Vec::new(),
             tenants: Vec::new(),
-            marks: VecDeque::new(),
+            marks: Vec::new(),
             versions: 0,
             captured: 0,
             list: Vec::new(),
@@ -370,7 +370,7 @@ impl Writer {
     }
 
     pub(super) fn mark(&mut self, generation: u16, segment: u32, holder: u16) {
-        self.marks.push_back(Mark {
+        self.marks.push(Mark {
             generation,
             segment,
             holder,

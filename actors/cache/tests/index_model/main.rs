@@ -16,7 +16,7 @@ const CONFIG: IndexConfig = IndexConfig {
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn any_history_equals_the_model(forest in forest(), steps in steps()) {
