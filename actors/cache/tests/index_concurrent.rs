@@ -132,3 +132,51 @@ fn readers_see_the_constant_part_whole_while_everything_around_it_moves() {
     assert_eq!(stats.expected, stats.confirmed + stats.dropped);
     assert_eq!(index.digests().whole(), Digest::default());
 }
+
+#[test]
+fn places_that_are_used_again_never_lend_their_holders() {
+    const SHARED: usize = 10;
+    let index = CacheIndex::new(IndexConfig { max_bytes: 1 << 20 });
+    let block = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let shared: Vec<u64> = (1..=SHARED as u64).map(block).collect();
+    let tails = [
+        (100..164).map(block).collect::<Vec<u64>>(),
+        (200..264).map(block).collect(),
+    ];
+    let chains = tails.clone().map(|tail| [shared.clone(), tail].concat());
+    for holder in 0..2 {
+        let mut section = Section::new(key(holder), 1, 1, 0, 1);
+        section.replace = true;
+        section.stored(Tier::Gpu, None, &shared);
+        apply(&index, section);
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (which, chain) in chains.iter().enumerate() {
+            let (index, done) = (&index, &done);
+            scope.spawn(move || {
+                let mut columns = Columns::new();
+                while !done.load(Ordering::Relaxed) {
+                    index.lookup(chain, &mut columns);
+                    // The other holder's tail takes the same places in turn with this one.
+                    assert_eq!(columns.get(key(1 - which as u64)).blocks as usize, SHARED);
+                    assert!(columns.get(key(which as u64)).blocks as usize >= SHARED);
+                }
+            });
+        }
+        let (index, tails, shared, done) = (&index, &tails, &shared, &done);
+        scope.spawn(move || {
+            for round in 0..30_000u64 {
+                let holder = round % 2;
+                let from = 1 + round / 2;
+                let tail = &tails[holder as usize];
+                let mut section = Section::new(key(holder), 1, 1, from, from + 1);
+                section.stored(Tier::Gpu, shared.last().copied(), tail);
+                section.removed(Tier::Gpu, tail);
+                apply(index, section);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    });
+    assert_eq!(index.stats().blocks, SHARED);
+}

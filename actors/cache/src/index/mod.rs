@@ -9,10 +9,13 @@
 //! for each holder. Everything that readers see is an atomic word in an array that never moves; versions tell a reader
 //! whether the words it took belonged together. Writers lock one of 64 shards, for one stretch of blocks at a time.
 //!
-//! The index is bounded by the number of (holder, block, tier) it may have. That number, not the bytes, decides, because all replicas must
-//! decide alike; at most [`BYTES_PER_PAIR`] bytes each is what the structure takes in practice. When it is full, new blocks of the holder that has most are
-//! refused (they are the deepest of their chains, and its engine's own evictions make room again); for another holder, the one that has
-//! most loses its coldest tier. Both are counted and marked on the holder.
+//! The index is bounded by the number of (holder, block, tier) it may have. That number and not the bytes decides, because all replicas must
+//! decide alike; [`BYTES_PER_PAIR`] is what one takes at most. When it is full, new blocks of the holder that has most are refused (they
+//! are the deepest of their chains, and its engine's own evictions make room again); for the blocks of another holder, the one that has
+//! most loses its coldest tier. Both are counted, and marked on the holder.
+//!
+//! Hashes of different models or hash algorithms must not be equal by chance or by design: whoever fills the index mixes what tells
+//! them apart into the hash.
 
 mod apply;
 mod arena;
@@ -53,7 +56,8 @@ use holder::HolderTable;
 use parking_lot::Mutex;
 use stats::Counters;
 
-/// Bytes that one (holder, block, tier) takes at most where blocks come in chains; measured in `docs/benchmarks.md`.
+/// Bytes that one (holder, block, tier) is reckoned at: half of it is usual, blocks that are in no chain take it all
+/// (`docs/benchmarks.md`).
 pub const BYTES_PER_PAIR: usize = 48;
 
 /// How large the index may become.
