@@ -495,6 +495,27 @@ fn watches_resume_on_another_node() {
 }
 
 #[test]
+fn nodes_that_start_together_find_each_other() {
+    for _ in 0..5 {
+        let root = tempfile::tempdir().unwrap();
+        let founder = free_listener();
+        let address = founder.local_addr().unwrap().to_string();
+        let start = |name: &'static str, listener, start| {
+            let options = options(name, &root.path().join(name), listener, start);
+            std::thread::spawn(move || Node::try_start(options))
+        };
+        let join = || Start::Join(vec![address.clone()]);
+        let nodes = [
+            start("node-2", free_listener(), join()),
+            start("node-3", free_listener(), join()),
+            start("node-1", founder, Start::Bootstrap),
+        ];
+        let nodes = nodes.map(|node| node.join().unwrap().unwrap());
+        nodes.iter().for_each(Node::ready);
+    }
+}
+
+#[test]
 fn a_node_moves_to_another_address() {
     let mut fleet = Fleet::new(3);
     let follower = fleet.follower();

@@ -27,6 +27,10 @@ impl Group {
         self: &Arc<Self>,
         request: JoinRequest,
     ) -> Result<JoinReply, Status> {
+        if self.published.view().cluster_id().is_empty() {
+            // Its founder was elected and has not written the first entry yet: no reason to turn anybody away for good.
+            return Err(Status::unavailable("the cluster is being founded"));
+        }
         let timing = self.timing().name();
         if request.timing != timing {
             return Err(refuse(
