@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Tables of the map; the top bits of a mixed hash choose one.
 const STRIPES: usize = 64;
@@ -83,6 +83,8 @@ struct Counts {
 
 struct Stripe {
     table: ArcSwap<Table>,
+    /// Blocks that were given another location, ever: counted when the new one is there and before the old one is used again.
+    moves: AtomicU64,
     counts: Mutex<Counts>,
 }
 
@@ -97,6 +99,7 @@ impl BlockMap {
     pub(super) fn new() -> Self {
         let stripe = || Stripe {
             table: ArcSwap::from_pointee(Table::new(SMALLEST)),
+            moves: AtomicU64::new(0),
             counts: Mutex::default(),
         };
         Self {
@@ -129,8 +132,9 @@ impl BlockMap {
     ) -> Option<T> {
         let (stripe, tag) = self.mix(hash);
         let stripe = &self.stripes[stripe];
-        let mut table = stripe.table.load();
-        'again: loop {
+        loop {
+            let moves = stripe.moves.load(Ordering::Acquire);
+            let table = stripe.table.load();
             let mut refused = false;
             for slot in table.from(tag) {
                 let word = table.slots[slot].load(Ordering::Acquire);
@@ -143,21 +147,13 @@ impl BlockMap {
                 if let Some(found) = right(Location::unpack(word)) {
                     return Some(found);
                 }
-                if table.slots[slot].load(Ordering::Acquire) != word {
-                    // The block moved while we looked.
-                    continue 'again;
-                }
                 refused = true;
             }
-            if refused {
-                // The table may have been replaced, and the block moved after that.
-                let now = stripe.table.load();
-                if !Arc::ptr_eq(&now, &table) {
-                    table = now;
-                    continue;
-                }
+            // Refused because the block has moved on, perhaps there and back, so that its slot reads as before? Then it was counted.
+            fence(Ordering::Acquire);
+            if !refused || stripe.moves.load(Ordering::Relaxed) == moves {
+                return None;
             }
-            return None;
         }
     }
 
@@ -207,8 +203,10 @@ impl BlockMap {
 
     /// Gives a hash that is at `old` the location `new`.
     pub(super) fn replace(&self, hash: u64, old: Location, new: Location) {
+        let (stripe, _) = self.mix(hash);
         self.change(hash, old, |_, table, slot, word| {
             table.slots[slot].store(word & !LOCATION | new.pack(), Ordering::Release);
+            self.stripes[stripe].moves.fetch_add(1, Ordering::Release);
         });
     }
 
