@@ -422,14 +422,19 @@ impl Endpoint {
 
     /// How busy it is, for comparing endpoints: what is reserved here at once, corrected upwards by what the engine itself
     /// reported no longer than `fresh_ms` ago (it also serves others), with its queue counted twice, and scaled by the
-    /// slow-start share. Stale figures count for nothing: unknown is not full.
+    /// slow-start share. A reading is carried on by what has begun and ended since: taken as it is, it would keep all routers away
+    /// from an endpoint that has been idle since, until the next reading turns them all round. Stale figures count for nothing:
+    /// unknown is not full.
     pub fn busyness(&self, now: u64, fresh_ms: u64) -> u64 {
         let reserved = u64::from(self.total_in_flight());
         let reported = match self.load(now) {
             Some((load, age)) if age <= fresh_ms => {
+                let then = u64::from(self.hot.in_flight_at_load.load(Relaxed));
+                let carry_on = |figure: u64| (figure + reserved).saturating_sub(then);
                 let waiting = u64::from(load.waiting.unwrap_or(0));
                 let running = u64::from(load.running.unwrap_or(0));
-                reserved.max(running + waiting) + waiting
+                let queue = if waiting > 0 { carry_on(waiting) } else { 0 };
+                reserved.max(carry_on(running + waiting)) + queue
             }
             _ => reserved,
         };

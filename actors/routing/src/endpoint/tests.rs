@@ -60,6 +60,29 @@ fn stale_and_missing_figures_are_not_full() {
 }
 
 #[test]
+fn a_reading_is_carried_on_by_what_ended_and_began_since() {
+    let (e, idle) = (endpoint("a"), endpoint("b"));
+    let figures = |running, waiting| LoadFigures {
+        running: Some(running),
+        waiting: Some(waiting),
+        kv_cache_usage: None,
+    };
+    let held: Vec<_> = (0..12).map(|_| e.reserve(1).unwrap()).collect();
+    e.set_load(figures(10, 2), 10);
+    assert_eq!(e.busyness(20, 1000), 12 + 2 + 1);
+    let more = [e.reserve(20).unwrap(), e.reserve(20).unwrap()];
+    assert_eq!(e.busyness(20, 1000), 14 + 4 + 1);
+    drop((held, more));
+    assert_eq!(e.busyness(20, 1000), idle.busyness(20, 1000));
+    // Three of these are somebody else's.
+    let held: Vec<_> = (0..2).map(|_| e.reserve(21).unwrap()).collect();
+    e.set_load(figures(5, 0), 30);
+    assert_eq!(e.busyness(40, 1000), 5 + 1);
+    drop(held);
+    assert_eq!(e.busyness(40, 1000), 3 + 1);
+}
+
+#[test]
 fn recovery_ramps_up_and_the_first_start_does_not() {
     let e = endpoint("a");
     e.set_health(Health::Ready, 100);

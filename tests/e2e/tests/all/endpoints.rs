@@ -43,9 +43,13 @@ async fn added_and_drained_under_load() -> anyhow::Result<()> {
         events.next().await?.context("an empty stream")?;
         streams.push((client, events));
     }
+    let mut running = Vec::new();
+    for sim in &fleet.sims {
+        running.push(sim.stat("running").await?);
+    }
     ensure!(
-        fleet.sims[0].stat("running").await? > 0,
-        "no stream on the server to drain"
+        running[0] > 0,
+        "nothing on the server to drain: {running:?}"
     );
     let drained = fleet
         .cli(&[0, 1, 2], &["endpoint", "drain", "sim-1", "--wait"])
