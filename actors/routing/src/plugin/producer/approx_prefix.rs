@@ -197,6 +197,7 @@ impl DataProducer for ApproxPrefix {
             self.max_tokens.div_ceil(block),
             &mut hashes,
         );
+        index::keep_together(&mut hashes);
         if self.size_now.load(Relaxed) != block_tokens {
             self.size_now.store(block_tokens, Relaxed);
         }

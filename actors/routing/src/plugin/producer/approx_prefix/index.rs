@@ -6,12 +6,15 @@ use super::lru::Lru;
 use crate::endpoint::Endpoint;
 use crate::endpoint::slot::Slot;
 use crate::pipeline::{PrefixColumn, ProducerInput};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 const SHARDS: usize = 64;
+/// Where a hash has the number of its shard: neither of the bits that a map looks at first nor of those that it compares.
+const SHARD_SHIFT: u32 = 40;
+const SHARD_BITS: u64 = (SHARDS as u64 - 1) << SHARD_SHIFT;
 /// How often endpoints that are gone are looked for, in milliseconds.
 const SWEEP_MS: u64 = 30_000;
 /// Blocks of one endpoint that wait to be told; the oldest of more are lost.
@@ -19,40 +22,81 @@ const MOST_UNTOLD: usize = 4_096;
 /// Blocks that are read or written while an endpoint is locked: picks wait for it.
 const PIECE: usize = 64;
 
-/// Endpoints by the key of their slot. Most blocks are on one.
+/// An endpoint that has a block: the key of its slot, and the block's place in its list.
+#[derive(Clone, Copy)]
+struct Holder {
+    key: u64,
+    place: u32,
+}
+
+/// Most blocks are on one endpoint.
 enum Holders {
-    One(u64),
-    Many(Vec<u64>),
+    One(Holder),
+    Many(Vec<Holder>),
 }
 
 impl Holders {
-    fn as_slice(&self) -> &[u64] {
+    fn as_slice(&self) -> &[Holder] {
         match self {
-            Self::One(key) => std::slice::from_ref(key),
-            Self::Many(keys) => keys,
+            Self::One(only) => std::slice::from_ref(only),
+            Self::Many(all) => all,
         }
     }
 
-    fn add(&mut self, key: u64) {
+    fn place_of(&self, key: u64) -> Option<u32> {
+        let holder = self.as_slice().iter().find(|holder| holder.key == key)?;
+        Some(holder.place)
+    }
+
+    /// Adds one that is not there.
+    fn add(&mut self, holder: Holder) {
         match self {
-            Self::One(only) if *only == key => {}
-            Self::One(only) => *self = Self::Many(vec![*only, key]),
-            Self::Many(keys) => {
-                if !keys.contains(&key) {
-                    keys.push(key);
-                }
-            }
+            Self::One(only) => *self = Self::Many(vec![*only, holder]),
+            Self::Many(all) => all.push(holder),
         }
     }
 
     /// True if nobody is left.
     fn remove(&mut self, key: u64) -> bool {
         match self {
-            Self::One(only) => *only == key,
-            Self::Many(keys) => {
-                keys.retain(|k| *k != key);
-                keys.is_empty()
+            Self::One(only) => only.key == key,
+            Self::Many(all) => {
+                all.retain(|holder| holder.key != key);
+                all.is_empty()
             }
+        }
+    }
+}
+
+type Shard = RwLock<ByHash<Holders>>;
+
+/// A shard for writing, locked as long as what comes next is in it too: the blocks of a chain are. Whoever has one may not take the lock of
+/// a [`Known`].
+struct Writing<'a> {
+    shards: &'a [Shard; SHARDS],
+    at: Option<(usize, RwLockWriteGuard<'a, ByHash<Holders>>)>,
+}
+
+impl Writing<'_> {
+    fn map(&mut self, hash: u64) -> &mut ByHash<Holders> {
+        let shard = shard_of(hash);
+        if self.at.as_ref().is_some_and(|(at, _)| *at != shard) {
+            self.at = None;
+        }
+        let shards = self.shards;
+        let (_, map) = self
+            .at
+            .get_or_insert_with(|| (shard, shards[shard].write()));
+        map
+    }
+
+    fn forget(&mut self, hash: u64, key: u64) {
+        let map = self.map(hash);
+        if map
+            .get_mut(&hash)
+            .is_some_and(|holders| holders.remove(key))
+        {
+            map.remove(&hash);
         }
     }
 }
@@ -68,6 +112,8 @@ struct Blocks {
     untold: VecDeque<u64>,
     untold_size: u32,
     lost: u64,
+    /// Had to go, and is still in a shard that is not locked now. Empty between two calls.
+    gone: Vec<u64>,
 }
 
 impl Blocks {
@@ -77,6 +123,7 @@ impl Blocks {
             untold: VecDeque::with_capacity(MOST_UNTOLD),
             untold_size: 0,
             lost: 0,
+            gone: Vec::new(),
         }
     }
 
@@ -86,6 +133,26 @@ impl Blocks {
             self.lost += 1;
         }
         self.untold.push_back(hash);
+    }
+
+    /// Takes what had to go out of its shards.
+    fn let_go(&mut self, writing: &mut Writing<'_>, key: u64) {
+        for hash in self.gone.drain(..) {
+            writing.forget(hash, key);
+        }
+    }
+}
+
+fn shard_of(hash: u64) -> usize {
+    ((hash & SHARD_BITS) >> SHARD_SHIFT) as usize
+}
+
+/// Gives all blocks of a chain the shard of the first one: they are looked up, stored and forgotten together, under one lock.
+pub(super) fn keep_together(hashes: &mut [u64]) {
+    if let [first, others @ ..] = hashes {
+        for hash in others {
+            *hash = *hash & !SHARD_BITS | *first & SHARD_BITS;
+        }
     }
 }
 
@@ -100,7 +167,7 @@ pub(super) struct Chain<'a> {
 
 /// See the module's documentation.
 pub struct PrefixIndex {
-    shards: Box<[RwLock<ByHash<Holders>>]>,
+    shards: Box<[Shard; SHARDS]>,
     known: RwLock<HashMap<u64, Arc<Known>>>,
     swept_at: AtomicU64,
 }
@@ -108,7 +175,7 @@ pub struct PrefixIndex {
 impl Default for PrefixIndex {
     fn default() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            shards: Box::new(std::array::from_fn(|_| Shard::default())),
             known: RwLock::default(),
             swept_at: AtomicU64::new(0),
         }
@@ -116,9 +183,11 @@ impl Default for PrefixIndex {
 }
 
 impl PrefixIndex {
-    fn shard(&self, hash: u64) -> &RwLock<ByHash<Holders>> {
-        // The map itself uses the hash's lowest and highest bits.
-        &self.shards[(hash >> 40) as usize % SHARDS]
+    fn writing(&self) -> Writing<'_> {
+        Writing {
+            shards: &self.shards,
+            at: None,
+        }
     }
 
     /// Sets how many blocks of the chain each row has, from its beginning and without a gap.
@@ -128,16 +197,23 @@ impl PrefixIndex {
         input: &ProducerInput<'_>,
         column: &mut PrefixColumn,
     ) {
+        let Some(first) = hashes.first() else { return };
+        let mut at = shard_of(*first);
+        let mut map = self.shards[at].read();
         for (i, hash) in hashes.iter().enumerate() {
-            let shard = self.shard(*hash).read();
-            let Some(holders) = shard.get(hash) else {
+            if shard_of(*hash) != at {
+                at = shard_of(*hash);
+                drop(map);
+                map = self.shards[at].read();
+            }
+            let Some(holders) = map.get(hash) else {
                 return;
             };
             if i == 0 {
                 map_rows(input, &mut column.rows_by_slot);
             }
             let mut any = false;
-            for key in holders.as_slice() {
+            for Holder { key, .. } in holders.as_slice() {
                 let row = column.rows_by_slot.get(Slot::index_of(*key)).copied();
                 let Some(row) = row.filter(|row| *row != u32::MAX).map(|row| row as usize) else {
                     continue;
@@ -170,22 +246,38 @@ impl PrefixIndex {
     }
 
     /// False if the block was used a moment ago as well.
-    fn touch(&self, blocks: &mut Blocks, hash: u64, key: u64, capacity: usize, at: At) -> bool {
-        let used = blocks.lru.touch(hash, capacity, at.now, at.heard);
-        if let Some(evicted) = used.evicted {
-            self.forget_block(evicted, key);
+    fn touch(
+        writing: &mut Writing<'_>,
+        blocks: &mut Blocks,
+        hash: u64,
+        (key, capacity): (u64, usize),
+        at: At,
+    ) -> bool {
+        let map = writing.map(hash);
+        let place = map.get(&hash).and_then(|holders| holders.place_of(key));
+        if let Some(place) = place {
+            let used = blocks.lru.touch(place, at.now, at.heard);
+            if used.untold {
+                blocks.tell(hash);
+            }
+            return !used.lately;
         }
-        if used.new {
-            self.shard(hash)
-                .write()
-                .entry(hash)
-                .and_modify(|holders| holders.add(key))
-                .or_insert(Holders::One(key));
+        let (place, evicted) = blocks.lru.add(hash, capacity, at.now, at.heard);
+        match evicted {
+            Some(old) if shard_of(old) == shard_of(hash) => writing.forget(old, key),
+            Some(old) => blocks.gone.push(old),
+            None => {}
         }
-        if used.untold {
+        let holder = Holder { key, place };
+        writing
+            .map(hash)
+            .entry(hash)
+            .and_modify(|holders| holders.add(holder))
+            .or_insert(Holders::One(holder));
+        if !at.heard {
             blocks.tell(hash);
         }
-        !used.lately
+        true
     }
 
     /// Notes that this router sent an endpoint these blocks, in the order of the prompt.
@@ -200,11 +292,14 @@ impl PrefixIndex {
         let at = At { now, heard: false };
         // The last block first, so that of an old prompt the end goes before its beginning. What comes before a block in its
         // prompt was used whenever the block was, so that nothing is left to do before one that was used just now.
+        let mut writing = self.writing();
         for hash in chain.hashes.iter().rev() {
-            if !self.touch(&mut blocks, *hash, key, chain.capacity, at) {
+            if !Self::touch(&mut writing, &mut blocks, *hash, (key, chain.capacity), at) {
                 break;
             }
         }
+        blocks.let_go(&mut writing, key);
+        drop(writing);
         drop(blocks);
         self.sweep(now);
     }
@@ -216,9 +311,11 @@ impl PrefixIndex {
         let at = At { now, heard: true };
         for piece in chain.hashes.chunks(PIECE) {
             let mut blocks = known.blocks.lock();
+            let mut writing = self.writing();
             for hash in piece {
-                self.touch(&mut blocks, *hash, key, chain.capacity, at);
+                Self::touch(&mut writing, &mut blocks, *hash, (key, chain.capacity), at);
             }
+            blocks.let_go(&mut writing, key);
         }
         self.sweep(now);
     }
@@ -268,16 +365,6 @@ impl PrefixIndex {
         found.drain(from..).map(|(_, hash)| hash).collect()
     }
 
-    fn forget_block(&self, hash: u64, key: u64) {
-        let mut shard = self.shard(hash).write();
-        if shard
-            .get_mut(&hash)
-            .is_some_and(|holders| holders.remove(key))
-        {
-            shard.remove(&hash);
-        }
-    }
-
     /// Forgets endpoints that are gone, now and then.
     fn sweep(&self, now: u64) {
         let last = self.swept_at.load(Relaxed);
@@ -300,9 +387,10 @@ impl PrefixIndex {
             let Some(known) = self.known.write().remove(&key) else {
                 continue;
             };
-            let hashes: Vec<u64> = known.blocks.lock().lru.hashes().collect();
-            for hash in hashes {
-                self.forget_block(hash, key);
+            let blocks = known.blocks.lock();
+            let mut writing = self.writing();
+            for hash in blocks.lru.hashes() {
+                writing.forget(hash, key);
             }
         }
     }

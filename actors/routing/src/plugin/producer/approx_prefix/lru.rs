@@ -1,6 +1,5 @@
-//! The block hashes that one endpoint probably has, in the order of their last use, at most as many as it has room for.
-
-use super::hashed::ByHash;
+//! The block hashes that one endpoint probably has, in the order of their last use, at most as many as it has room for. Which place a hash
+//! has is kept by whoever asks.
 
 const NONE: u32 = u32::MAX;
 /// No tick.
@@ -18,7 +17,6 @@ struct Node {
 
 /// See the module's documentation.
 pub(super) struct Lru {
-    places: ByHash<u32>,
     nodes: Vec<Node>,
     newest: u32,
     oldest: u32,
@@ -27,7 +25,6 @@ pub(super) struct Lru {
 impl Default for Lru {
     fn default() -> Self {
         Self {
-            places: ByHash::default(),
             nodes: Vec::new(),
             newest: NONE,
             oldest: NONE,
@@ -46,10 +43,6 @@ fn ticks(now: u64) -> u32 {
 
 /// What a use changed.
 pub(super) struct Used {
-    /// It was not there before.
-    pub new: bool,
-    /// This one had to go for it.
-    pub evicted: Option<u64>,
     /// Other routers have not heard of it, or long ago. From now on they count as told.
     pub untold: bool,
     /// It was used in this tick before, and has kept its place.
@@ -58,7 +51,7 @@ pub(super) struct Used {
 
 impl Lru {
     pub fn hashes(&self) -> impl Iterator<Item = u64> {
-        self.places.keys().copied()
+        self.nodes.iter().map(|node| node.hash)
     }
 
     /// How many there are.
@@ -72,66 +65,50 @@ impl Lru {
         piece.map(|node| (node.told_at, node.hash))
     }
 
-    /// Makes a hash the newest, to about a second: a second use within a tick changes nothing. `heard`: another router said so, and
-    /// has told the others.
-    pub fn touch(&mut self, hash: u64, capacity: usize, now: u64, heard: bool) -> Used {
+    /// Makes the hash at a place the newest, to about a second: a second use within a tick changes nothing. `heard`: another router said
+    /// so, and has told the others.
+    pub fn touch(&mut self, place: u32, now: u64, heard: bool) -> Used {
         let now = ticks(now);
-        let used_at = if heard { NEVER } else { now };
-        if let Some(place) = self.places.get(&hash).copied() {
-            let (mut untold, mut lately) = (false, false);
-            if let Some(node) = self.nodes.get_mut(place as usize) {
-                if heard || now.saturating_sub(node.told_at) >= TELL_AGAIN {
-                    node.told_at = now;
-                    untold = !heard;
-                }
-                if !heard {
-                    lately = node.used_at == now;
-                    node.used_at = now;
-                }
+        let (mut untold, mut lately) = (false, false);
+        if let Some(node) = self.nodes.get_mut(place as usize) {
+            if heard || now.saturating_sub(node.told_at) >= TELL_AGAIN {
+                node.told_at = now;
+                untold = !heard;
             }
-            if place != self.newest && !lately {
-                self.unlink(place);
-                self.link_newest(place);
+            if !heard {
+                lately = node.used_at == now;
+                node.used_at = now;
             }
-            return Used {
-                new: false,
-                evicted: None,
-                untold,
-                lately,
-            };
         }
-        let full = self.places.len() >= capacity || self.nodes.len() >= NONE as usize;
+        if place != self.newest && !lately {
+            self.unlink(place);
+            self.link_newest(place);
+        }
+        Used { untold, lately }
+    }
+
+    /// Adds a hash that is not there, as the newest; it counts as told. Answers its place, and which hash had to go for it.
+    pub fn add(&mut self, hash: u64, capacity: usize, now: u64, heard: bool) -> (u32, Option<u64>) {
+        let now = ticks(now);
+        let node = Node {
+            hash,
+            told_at: now,
+            used_at: if heard { NEVER } else { now },
+            newer: NONE,
+            older: NONE,
+        };
+        let full = self.nodes.len() >= capacity.min(NONE as usize);
         let (place, evicted) = if full && self.oldest != NONE {
             let place = self.oldest;
-            let evicted = self.nodes.get(place as usize).map(|node| node.hash);
             self.unlink(place);
-            if let Some(evicted) = evicted {
-                self.places.remove(&evicted);
-            }
-            if let Some(node) = self.nodes.get_mut(place as usize) {
-                node.hash = hash;
-                node.told_at = now;
-                node.used_at = used_at;
-            }
-            (place, evicted)
+            let old = self.nodes.get_mut(place as usize);
+            (place, old.map(|old| std::mem::replace(old, node).hash))
         } else {
-            self.nodes.push(Node {
-                hash,
-                told_at: now,
-                used_at,
-                newer: NONE,
-                older: NONE,
-            });
+            self.nodes.push(node);
             (self.nodes.len() as u32 - 1, None)
         };
         self.link_newest(place);
-        self.places.insert(hash, place);
-        Used {
-            new: true,
-            evicted,
-            untold: !heard,
-            lately: false,
-        }
+        (place, evicted)
     }
 
     fn unlink(&mut self, place: u32) {
@@ -167,7 +144,7 @@ impl Lru {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
+    use std::collections::{HashMap, VecDeque};
 
     proptest! {
         /// The same as a plain list in order of use.
@@ -175,15 +152,21 @@ mod tests {
         fn keeps_the_latest(touches in prop::collection::vec(0u64..12, 1..200), capacity in 1usize..8) {
             let mut lru = Lru::default();
             let mut model: VecDeque<u64> = VecDeque::new();
+            let mut places = HashMap::new();
             for (now, hash) in touches.into_iter().enumerate() {
                 // Each in another tick.
-                let used = lru.touch(hash, capacity, now as u64 * 2_000, false);
-                let known = model.iter().position(|h| *h == hash);
-                prop_assert_eq!(used.new, known.is_none());
-                match known {
-                    Some(at) => { model.remove(at); }
-                    None if model.len() == capacity => prop_assert_eq!(used.evicted, model.pop_back()),
-                    None => prop_assert_eq!(used.evicted, None),
+                let now = now as u64 * 2_000;
+                match model.iter().position(|h| *h == hash) {
+                    Some(at) => {
+                        model.remove(at);
+                        lru.touch(places[&hash], now, false);
+                    }
+                    None => {
+                        let gone = if model.len() == capacity { model.pop_back() } else { None };
+                        let (place, evicted) = lru.add(hash, capacity, now, false);
+                        prop_assert_eq!(evicted, gone);
+                        places.insert(hash, place);
+                    }
                 }
                 model.push_front(hash);
                 let mut kept: Vec<u64> = lru.hashes().collect();
