@@ -6,7 +6,7 @@ use super::batch::{Batch, ExtraRecord, ExtraValue, Fields, Mark, Record, Span, S
 use super::decode::DecodeError;
 use super::msgpack::{Reader, Value};
 use super::scalar::{
-    Read, Wrong, read_hash, read_i64, read_key, read_optional, read_str, read_u32,
+    Read, Wrong, read_hash, read_i64, read_key, read_len, read_optional, read_str, read_u32,
 };
 use crate::Tier;
 
@@ -248,13 +248,8 @@ impl<'b> Decoder<'b> {
     /// A list of tokens, or of pairs of neighbours.
     fn tokens(&mut self, reader: &mut Reader<'_>) -> Read<()> {
         let start = self.batch.tokens.len();
-        let len = match reader.read()? {
-            Value::Nil => 0,
-            Value::Array(len) => len,
-            other => {
-                reader.skip_rest(other)?;
-                return Ok(Err(Wrong));
-            }
+        let Ok(len) = read_len(reader)? else {
+            return Ok(Err(Wrong));
         };
         let mut wrong = false;
         for _ in 0..len {
@@ -298,13 +293,8 @@ impl<'b> Decoder<'b> {
     /// One entry for each block: nil, or a list of keys.
     fn extra_keys(&mut self, reader: &mut Reader<'_>) -> Read<()> {
         let start = self.batch.extras.len();
-        let blocks = match reader.read()? {
-            Value::Nil => 0,
-            Value::Array(len) => len,
-            other => {
-                reader.skip_rest(other)?;
-                return Ok(Err(Wrong));
-            }
+        let Ok(blocks) = read_len(reader)? else {
+            return Ok(Err(Wrong));
         };
         let mut wrong = false;
         for block in 0..blocks {

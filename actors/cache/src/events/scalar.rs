@@ -37,6 +37,18 @@ pub(super) fn read_hash(reader: &mut Reader<'_>) -> Read<u64> {
     })
 }
 
+/// The length of a list, whose items follow; nil is an empty one.
+pub(super) fn read_len(reader: &mut Reader<'_>) -> Read<u32> {
+    Ok(match reader.read()? {
+        Value::Nil => Ok(0),
+        Value::Array(len) => Ok(len),
+        other => {
+            reader.skip_rest(other)?;
+            Err(Wrong)
+        }
+    })
+}
+
 pub(super) fn read_u32(reader: &mut Reader<'_>) -> Read<u32> {
     Ok(match reader.read()? {
         Value::Unsigned(value) => u32::try_from(value).map_err(|_| Wrong),
