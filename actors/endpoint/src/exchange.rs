@@ -45,6 +45,8 @@ impl fmt::Debug for Peer {
 pub struct Pace {
     /// Least time between two messages while something changes.
     pub gap: Duration,
+    /// The same while heavy requests are placed. As long as the gap: no hurry.
+    pub hurry: Duration,
     /// Longest time without a message.
     pub keep_alive: Duration,
     /// A stream without a message for this long is dead.
@@ -66,11 +68,13 @@ impl Default for Timing {
         Self {
             near: Pace {
                 gap: ms(25),
+                hurry: ms(1),
                 keep_alive: ms(250),
                 silence: ms(1_000),
             },
             far: Pace {
                 gap: ms(250),
+                hurry: ms(250),
                 keep_alive: ms(1_000),
                 silence: ms(5_000),
             },

@@ -99,6 +99,7 @@ impl EndpointPlane {
             table: Mutex::new(Table::default()),
             outbox: Mutex::new(Outbox::default()),
             outbox_version: watch::channel(0).0,
+            heavy_version: watch::channel(0).0,
             signals: Arc::new(Signals::default()),
             live: watch::channel(Arc::new(live)).0,
             rebuild: Notify::new(),

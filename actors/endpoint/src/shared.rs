@@ -156,6 +156,8 @@ pub struct Shared {
     pub outbox: Mutex<Outbox>,
     /// The outbox's version.
     pub outbox_version: watch::Sender<u64>,
+    /// Version of the outbox with the last heavy request in it.
+    pub heavy_version: watch::Sender<u64>,
     /// From the hot path.
     pub signals: Arc<Signals>,
     /// The nodes alive.
@@ -307,7 +309,7 @@ impl Shared {
 
     /// Brings this node's own counts and suspicions into the outbox.
     pub fn scan(&self) {
-        let suspects = self.signals.take();
+        let (suspects, heavy) = self.signals.take();
         let catalog = self.catalog.load();
         let mut outbox = self.outbox.lock();
         let before = outbox.version();
@@ -327,6 +329,9 @@ impl Shared {
         drop(outbox);
         if before != after {
             self.outbox_version.send_replace(after);
+            if heavy {
+                self.heavy_version.send_replace(after);
+            }
         }
         for entry in suspects.iter().filter_map(|key| catalog.entry(key)) {
             entry.suspect();

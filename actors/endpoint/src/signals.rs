@@ -10,12 +10,16 @@ use tokio::sync::Notify;
 
 /// Suspicions that wait to be looked at; more are dropped and counted, as each of them is only a hint.
 const MOST_SUSPECTS: usize = 1_024;
+/// Prompt tokens of a request that other routers should know of before they place theirs: about a tenth of a second of an engine's time.
+const HEAVY: u64 = 2_048;
 
 /// The observer of every endpoint.
 #[derive(Default)]
 pub struct Signals {
     dirty: AtomicBool,
     wake: Notify,
+    heavy: AtomicBool,
+    hurry: Notify,
     suspects: Mutex<HashSet<Key>>,
 }
 
@@ -25,10 +29,17 @@ impl Signals {
         self.wake.notified().await;
     }
 
-    /// Begins a look at the counts: clears the flag and returns the endpoints whose breaker opened.
-    pub fn take(&self) -> HashSet<Key> {
+    /// Completes when a heavy request was placed since the last time.
+    pub async fn hurried(&self) {
+        self.hurry.notified().await;
+    }
+
+    /// Begins a look at the counts: clears the flags and returns the endpoints whose breaker opened, and whether a heavy request was
+    /// placed.
+    pub fn take(&self) -> (HashSet<Key>, bool) {
         self.dirty.store(false, SeqCst);
-        std::mem::take(&mut *self.suspects.lock())
+        let heavy = self.heavy.swap(false, SeqCst);
+        (std::mem::take(&mut *self.suspects.lock()), heavy)
     }
 
     fn raise(&self) {
@@ -62,7 +73,10 @@ impl EndpointObserver for Signals {
         tracing::info!(endpoint = endpoint.name(), "circuit breaker closed");
     }
 
-    fn in_flight_changed(&self) {
+    fn in_flight_changed(&self, began: u64) {
+        if began >= HEAVY && !self.heavy.swap(true, SeqCst) {
+            self.hurry.notify_one();
+        }
         self.raise();
     }
 }

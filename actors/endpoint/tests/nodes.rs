@@ -312,10 +312,48 @@ async fn stranger(
 fn short_silence() -> Timing {
     let near = Pace {
         gap: Duration::from_millis(5),
+        hurry: Duration::from_millis(1),
         keep_alive: Duration::from_millis(50),
         silence: Duration::from_millis(400),
     };
     Timing { near, far: near }
+}
+
+#[tokio::test]
+async fn a_heavy_request_is_told_before_the_gap_is_over() {
+    let (state, _engine) = fleet().await;
+    let peers = Peers::default();
+    let timing = || {
+        let near = Pace {
+            gap: Duration::from_secs(3_600),
+            keep_alive: Duration::from_secs(60),
+            silence: Duration::from_secs(120),
+            ..Timing::default().near
+        };
+        Timing { near, far: near }
+    };
+    let with_long_gap = |id| Config {
+        timing: timing(),
+        ..config(id)
+    };
+    let one = Node::start_with(with_long_gap(1), &state, &peers).await;
+    let two = Node::start_with(with_long_gap(2), &state, &peers).await;
+    peers.add(1, "r", one.address);
+    peers.add(2, "r", two.address);
+    settled(&[&one, &two]).await;
+    let mut places = Vec::new();
+    for seen in 1..=3u64 {
+        places.push(
+            one.endpoint("e0")
+                .unwrap()
+                .reserve_with(now_ms(), 5_000)
+                .unwrap(),
+        );
+        until("the other node counts its tokens", || {
+            two.endpoint("e0").unwrap().total_tokens() == seen * 5_000
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

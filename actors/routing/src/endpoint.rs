@@ -93,8 +93,9 @@ pub trait EndpointObserver: Send + Sync {
     fn breaker_opened(&self, endpoint: &Endpoint, why: Failure);
     /// A trial request succeeded and the breaker closed.
     fn breaker_closed(&self, endpoint: &Endpoint);
-    /// A reservation began or ended. Called for every request, on its worker: not more than a flag may be set here.
-    fn in_flight_changed(&self) {}
+    /// A reservation of so many prompt tokens began, or one ended (0). Called for every request, on its worker: not more than a flag
+    /// may be set here.
+    fn in_flight_changed(&self, _began: u64) {}
 }
 
 /// Why an endpoint takes no (or less) traffic. Its `Display` is what `describe` shows.
@@ -475,13 +476,13 @@ impl Endpoint {
             self.progress_at.store(now, Relaxed);
         }
         self.hot.local_tokens.fetch_add(tokens, Relaxed);
-        self.tell_in_flight();
+        self.tell_in_flight(tokens);
         Some(Reservation::new(self, trial, tokens))
     }
 
-    fn tell_in_flight(&self) {
+    fn tell_in_flight(&self, began: u64) {
         if let Some(observer) = &self.observer {
-            observer.in_flight_changed();
+            observer.in_flight_changed(began);
         }
     }
 }

@@ -86,7 +86,11 @@ impl Actor for Exchange {
                 let _ = timeout(pace.keep_alive, shared.signals.woken()).await;
                 shared.scan();
                 learnt::exchange(&shared);
-                tokio::time::sleep(pace.gap).await;
+                // Heavy requests come in bursts that end before the gap does.
+                let hurried = timeout(pace.gap, shared.signals.hurried()).await.is_ok();
+                if hurried {
+                    tokio::time::sleep(pace.hurry).await;
+                }
             }
         };
         let scanner = Task::guarded(scan, move || door.send(Msg::Panicked("scanner")));

@@ -9,7 +9,7 @@ use quorate_proto::peer::v1::{LoadAck, LoadHello, LoadUpdate};
 use quorate_routing::now_ms;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -122,14 +122,21 @@ impl Sender<'_> {
         }
     }
 
-    /// Sends what changed, at most once a gap, and something at least every keep-alive; what flow control has to say goes at once.
-    async fn keep_sending(&mut self, version: &mut tokio::sync::watch::Receiver<u64>, pace: Pace) {
+    /// Sends what changed, at most once a gap, and something at least every keep-alive; heavy requests and what flow control has to say
+    /// go at once.
+    async fn keep_sending(&mut self, version: &mut watch::Receiver<u64>, pace: Pace) {
+        let mut heavy = self.shared.heavy_version.subscribe();
         let mut not_before = Instant::now();
         loop {
             let sent = self.sent;
             let changed = async {
-                tokio::time::sleep_until(not_before).await;
-                version.wait_for(|v| *v != sent).await.map(|_| ())
+                tokio::select! {
+                    changed = async {
+                        tokio::time::sleep_until(not_before).await;
+                        version.wait_for(|v| *v != sent).await.map(|_| ())
+                    } => changed,
+                    placed = heavy.wait_for(|v| *v > sent), if pace.hurry < pace.gap => placed.map(|_| ()),
+                }
             };
             tokio::select! {
                 () = self.mail.written() => {

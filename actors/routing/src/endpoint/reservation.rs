@@ -65,7 +65,7 @@ impl Reservation {
         let tokens = self.tokens.swap(0, Relaxed);
         if tokens > 0 {
             self.endpoint.hot.local_tokens.fetch_sub(tokens, Relaxed);
-            self.endpoint.tell_in_flight();
+            self.endpoint.tell_in_flight(0);
         }
     }
 
@@ -116,7 +116,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.release_tokens();
         self.endpoint.hot.local_in_flight.fetch_sub(1, Relaxed);
-        self.endpoint.tell_in_flight();
+        self.endpoint.tell_in_flight(0);
     }
 }
 
