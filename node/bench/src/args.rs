@@ -62,6 +62,9 @@ pub struct HttpArgs {
     /// Replay the trace this many times as fast.
     #[arg(long, default_value_t = 1.0, value_parser = positive, requires = "trace")]
     pub trace_speed: f64,
+    /// Spread the trace's requests of one timestamp evenly until the next one: for traces with a coarse clock (Mooncake's ticks every 3 s).
+    #[arg(long, requires = "trace")]
+    pub trace_spread: bool,
     /// Tokens to ask for.
     #[arg(long, default_value_t = 64)]
     pub max_tokens: u32,

@@ -65,8 +65,8 @@ impl Row {
     }
 }
 
-/// Reads and checks a trace; its first request becomes time zero.
-pub(crate) fn load(path: &Path) -> anyhow::Result<Vec<Row>> {
+/// Reads and checks a trace; its first request becomes time zero. `spread`: requests of one timestamp are spread until the next.
+pub(crate) fn load(path: &Path, spread: bool) -> anyhow::Result<Vec<Row>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut rows = Vec::new();
     for (n, line) in BufReader::new(file).lines().enumerate() {
@@ -85,7 +85,26 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<Vec<Row>> {
     for row in &mut rows {
         row.timestamp -= zero;
     }
+    if spread {
+        spread_ticks(&mut rows);
+    }
     Ok(rows)
+}
+
+/// Spreads the requests of each timestamp evenly until the next one; those of the last over as long as the tick before.
+fn spread_ticks(rows: &mut [Row]) {
+    let mut tick = 0.0;
+    let mut from = 0;
+    while let Some(start) = rows.get(from).map(|row| row.timestamp) {
+        let same = rows[from..].partition_point(|row| row.timestamp <= start);
+        if let Some(next) = rows.get(from + same) {
+            tick = next.timestamp - start;
+        }
+        for (n, row) in rows[from..from + same].iter_mut().enumerate() {
+            row.timestamp = start + tick * n as f64 / same as f64;
+        }
+        from += same;
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +124,7 @@ mod tests {
             "{\"timestamp\": 2000, \"input_length\": 1300, \"output_length\": 5, \"hash_ids\": [0, 7, 9]}\n\n",
             "{\"timestamp\": 500, \"input_length\": 1024, \"output_length\": 6, \"hash_ids\": [0, 7], \"extra\": 1}\n",
         ));
-        let rows = load(f.path()).unwrap();
+        let rows = load(f.path(), false).unwrap();
         assert_eq!(
             (rows[0].at(), rows[1].at()),
             (Duration::ZERO, Duration::from_millis(1500))
@@ -122,6 +141,22 @@ mod tests {
     }
 
     #[test]
+    fn a_coarse_clock_is_spread() {
+        let line = |at: u32| {
+            format!(
+                "{{\"timestamp\":{at},\"input_length\":1,\"output_length\":1,\"hash_ids\":[1]}}\n"
+            )
+        };
+        let f = file(&[0, 0, 0, 3000, 6000, 6000].map(line).concat());
+        let at = |spread| {
+            let rows = load(f.path(), spread).unwrap();
+            rows.iter().map(|row| row.timestamp).collect::<Vec<_>>()
+        };
+        assert_eq!(at(true), [0.0, 1000.0, 2000.0, 3000.0, 6000.0, 7500.0]);
+        assert_eq!(at(false), [0.0, 0.0, 0.0, 3000.0, 6000.0, 6000.0]);
+    }
+
+    #[test]
     fn bad_lines_are_named() {
         let good = "{\"timestamp\":0,\"input_length\":1,\"output_length\":1,\"hash_ids\":[1]}\n";
         for wrong in [
@@ -131,10 +166,10 @@ mod tests {
             "{\"timestamp\":0,\"input_length\":0,\"output_length\":1,\"hash_ids\":[]}",
             "{\"timestamp\":-1,\"input_length\":1,\"output_length\":1,\"hash_ids\":[1]}",
         ] {
-            let e = load(file(&format!("{good}{wrong}\n")).path()).unwrap_err();
+            let e = load(file(&format!("{good}{wrong}\n")).path(), false).unwrap_err();
             assert!(format!("{e:#}").contains("line 2"), "{e:#}");
         }
-        assert!(load(file("\n").path()).is_err());
-        assert!(load(Path::new("/no/such/file")).is_err());
+        assert!(load(file("\n").path(), false).is_err());
+        assert!(load(Path::new("/no/such/file"), false).is_err());
     }
 }

@@ -126,7 +126,7 @@ impl Workload {
         } else if let Some(path) = &args.prompts {
             Kind::File(load_bodies(path)?)
         } else if let Some(path) = &args.trace {
-            Kind::Trace(trace::load(path)?)
+            Kind::Trace(trace::load(path, args.trace_spread)?)
         } else if let Some(spec) = args.shared_prefix {
             shared_prefix(&shape, spec, args.seed)
         } else {
