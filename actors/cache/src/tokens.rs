@@ -2,7 +2,7 @@
 //!
 //! [`Local`] renders the chat template and runs the model's own tokenizer here; [`Engine`] asks an engine's render or tokenize
 //! endpoint; [`Estimate`] packs bytes. [`Source`] is the one of them that a pool uses, with what to fall back to. Only what
-//! [`Tokens::exact`] says may be compared with an engine's blocks.
+//! [`PromptTokens::exact`] says may be compared with an engine's blocks.
 //!
 //! A worker of the gateway is not held for long: parsing, rendering and what the segment cache knows happen where they are
 //! asked for (well under a millisecond for a conversation of 32k tokens); text that has to be tokenized anew goes to a
@@ -30,82 +30,19 @@ pub use media::{Media, Placeholders};
 pub use template::{ChatTemplate, TemplateLimits};
 pub use text::TextTokenizer;
 
-use quorate_routing::request::{Api, MediaKind, RequestInfo};
+pub use quorate_routing::tokens::{MediaSpan, Origin, PromptTokens, TokenRequest as Request};
+
 use std::sync::Arc;
 
-/// A request to be tokenized.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// What routing knows of it.
-    pub info: &'a RequestInfo<'a>,
-    /// Its body, from which `info` was parsed.
-    pub body: &'a [u8],
-    /// The LoRA adapter that its model is, if it is one.
-    pub lora: Option<&'a str>,
-}
-
-impl Request<'_> {
-    /// The API that it speaks.
-    pub fn api(&self) -> Api {
-        self.info.api
-    }
-}
-
-/// Where tokens come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// The request had token ids in it.
-    Given,
-    /// Tokenized here.
-    Local,
-    /// Tokenized by an engine.
-    Engine,
-    /// Packed bytes: good for comparing requests with each other, never equal to an engine's tokens.
-    Estimate,
-}
-
-/// Where an item that is no text lies among the tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MediaSpan {
-    /// What it is.
-    pub kind: MediaKind,
-    /// The first of its tokens.
-    pub start: usize,
-    /// How many tokens it takes.
-    pub len: usize,
-    /// What it is known by: the name that the client gave it (`uuid`), the engine's own hash where an engine tokenized, else
-    /// the SHA-256 of its reference or data in hexadecimal digits. The last is not what an engine puts into its block hashes.
-    pub identifier: String,
-}
-
-/// A prompt as tokens, with all that its blocks are known by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokens {
-    /// The token ids, placeholders expanded.
-    pub ids: Arc<[u32]>,
-    /// Items that are no text, in order of `start`.
-    pub media: Vec<MediaSpan>,
-    /// The LoRA adapter: blocks of different adapters are different.
-    pub lora: Option<Arc<str>>,
-    /// The salt that keeps tenants apart: part of the first block.
-    pub salt: Option<Arc<str>>,
-    /// Who made them.
-    pub origin: Origin,
-    /// An engine will see these very ids. `false` for an estimate, and where an item's number of tokens had to be guessed:
-    /// then what lies before the first such item is still right.
-    pub exact: bool,
-}
-
-impl Tokens {
-    pub(crate) fn new(request: &Request<'_>, ids: Vec<u32>, origin: Origin) -> Self {
-        Self {
-            ids: ids.into(),
-            media: Vec::new(),
-            lora: request.lora.map(Arc::from),
-            salt: request.info.cache_salt.as_deref().map(Arc::from),
-            origin,
-            exact: origin != Origin::Estimate,
-        }
+/// The tokens of a request that has no media.
+fn made(request: &Request<'_>, ids: Vec<u32>, origin: Origin) -> PromptTokens {
+    PromptTokens {
+        ids: ids.into(),
+        media: Vec::new(),
+        lora: request.lora.map(Arc::from),
+        salt: request.info.cache_salt.as_deref().map(Arc::from),
+        origin,
+        exact: origin != Origin::Estimate,
     }
 }
 
@@ -164,7 +101,7 @@ impl Source {
     ///
     /// # Errors
     /// [`TokenError`] of the last source that was tried. An [`Estimate`] at the end never fails.
-    pub async fn tokens(&self, request: Request<'_>) -> Result<Tokens, TokenError> {
+    pub async fn tokens(&self, request: Request<'_>) -> Result<PromptTokens, TokenError> {
         if let Some(given) = chat::given(&request) {
             return Ok(given);
         }

@@ -120,6 +120,8 @@ impl PoolState {
             let compiled = self.config.as_ref().map(|c| &c.compiled);
             policy.agent_identity = compiled.and_then(|c| c.agent_identity.clone());
             policy.burst = compiled.and_then(|c| c.burst.clone());
+            policy.tokens = compiled.and_then(|c| c.tokens.clone());
+            policy.cache = compiled.and_then(|c| c.cache.clone());
             policy.reports = compiled.map_or_else(|| Arc::from([]), |c| Arc::clone(&c.reports));
             let rules = compiled.and_then(|c| c.flow.clone());
             policy.flow = rules.map(|rules| {

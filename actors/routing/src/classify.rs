@@ -86,6 +86,7 @@ impl Class {
                 info.body_bytes
             },
             prompt_tokens: info.prompt.counted_tokens(prompt.body),
+            tokens: None,
             cache_salt: info.cache_salt.as_deref(),
             max_tokens: info.max_tokens,
             stream: info.stream,

@@ -10,6 +10,7 @@
 //! * writes: reservations and observations on endpoints
 //! * takes no messages
 pub mod breaker;
+pub mod cache;
 pub mod classify;
 pub mod config;
 pub mod endpoint;
@@ -26,6 +27,7 @@ pub mod random;
 pub mod request;
 pub mod rewrite;
 pub mod target;
+pub mod tokens;
 pub mod view;
 
 pub use breaker::{Breaker, BreakerPolicy, BreakerState};

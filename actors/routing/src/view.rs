@@ -1,6 +1,7 @@
 //! What the gateway routes by: pools, their endpoints, and which model goes where. Built anew when any of that changes and
 //! published whole; loads and health change inside the endpoints without a new view.
 
+use crate::cache::CacheNeeds;
 use crate::endpoint::{Endpoint, ServedModel};
 use crate::flow::FlowControl;
 use crate::learnt::Learner;
@@ -10,6 +11,7 @@ use crate::pipeline::Named;
 use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use crate::rewrite::ModelRewrites;
+use crate::tokens::TokenSource;
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -47,6 +49,10 @@ pub struct PoolPolicy {
     pub flow: Option<Arc<FlowControl>>,
     /// Parts of the scheduler that learn from picks what other routers should know.
     pub learners: Arc<[Named<dyn Learner>]>,
+    /// Makes tokens of prompts before the pick; `None`: the pool has no use for them.
+    pub tokens: Option<Arc<dyn TokenSource>>,
+    /// What must be known of the engines' caches; `None`: nothing.
+    pub cache: Option<Arc<CacheNeeds>>,
 }
 
 impl Default for PoolPolicy {
@@ -61,6 +67,8 @@ impl Default for PoolPolicy {
             reports: Arc::from([]),
             flow: None,
             learners: Arc::new([]),
+            tokens: None,
+            cache: None,
         }
     }
 }

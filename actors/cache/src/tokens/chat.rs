@@ -1,7 +1,7 @@
 //! A request's body as the variables of a chat template, made as vLLM makes them before the template sees them.
 
 use super::media::Media;
-use super::{ContentFormat, ModelFiles, Origin, Request, TokenError, Tokens};
+use super::{ContentFormat, ModelFiles, Origin, PromptTokens, Request, TokenError, made};
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use quorate_routing::request::{Api, MediaKind, PromptKind};
@@ -17,7 +17,7 @@ pub(super) struct Prompt {
 }
 
 /// The tokens of a request that has them already.
-pub(super) fn given(request: &Request<'_>) -> Option<Tokens> {
+pub(super) fn given(request: &Request<'_>) -> Option<PromptTokens> {
     let prompt = &request.info.prompt;
     let ids = match prompt.kind {
         PromptKind::TokenIds => {
@@ -42,7 +42,7 @@ pub(super) fn given(request: &Request<'_>) -> Option<Tokens> {
         }
         _ => return None,
     };
-    Some(Tokens::new(request, ids, Origin::Given))
+    Some(made(request, ids, Origin::Given))
 }
 
 #[derive(Deserialize)]
@@ -102,7 +102,7 @@ struct CompletionBody {
 
 /// The text that will be tokenized for a request.
 pub(super) fn prompt(request: &Request<'_>, files: &ModelFiles) -> Result<Prompt, TokenError> {
-    match request.api() {
+    match request.info.api {
         Api::Chat | Api::ChatRender => chat(request.body, files),
         Api::Completions | Api::CompletionsRender => completion(request.body),
         Api::SglangGenerate => {

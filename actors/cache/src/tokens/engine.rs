@@ -1,6 +1,6 @@
 //! Tokens from an engine: vLLM's render endpoints, or `/tokenize` where an engine has only that.
 
-use super::{MediaSpan, Origin, Request, TokenError, Tokens};
+use super::{MediaSpan, Origin, PromptTokens, Request, TokenError, made};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::StatusCode;
@@ -74,9 +74,9 @@ impl Engine {
     /// # Errors
     /// [`TokenError::Engine`]: it cannot be reached, refuses, or answers something else; [`TokenError::Timeout`];
     /// [`TokenError::Unsupported`] for an API that it has no such endpoint for.
-    pub async fn tokens(&self, request: Request<'_>) -> Result<Tokens, TokenError> {
+    pub async fn tokens(&self, request: Request<'_>) -> Result<PromptTokens, TokenError> {
         let work = async {
-            let (render, body) = match request.api() {
+            let (render, body) = match request.info.api {
                 Api::Chat | Api::ChatRender => ("/v1/chat/completions/render", request.body),
                 Api::Completions | Api::CompletionsRender => {
                     ("/v1/completions/render", request.body)
@@ -169,7 +169,11 @@ impl Engine {
     }
 }
 
-fn read(request: &Request<'_>, status: StatusCode, answer: &[u8]) -> Result<Tokens, TokenError> {
+fn read(
+    request: &Request<'_>,
+    status: StatusCode,
+    answer: &[u8],
+) -> Result<PromptTokens, TokenError> {
     if !status.is_success() {
         return Err(TokenError::Engine(format!("status {status}")));
     }
@@ -211,8 +215,8 @@ fn read(request: &Request<'_>, status: StatusCode, answer: &[u8]) -> Result<Toke
         }
     }
     media.sort_by_key(|span| span.start);
-    Ok(Tokens {
+    Ok(PromptTokens {
         media,
-        ..Tokens::new(request, rendered.token_ids, Origin::Engine)
+        ..made(request, rendered.token_ids, Origin::Engine)
     })
 }

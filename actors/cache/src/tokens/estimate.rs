@@ -1,6 +1,6 @@
 //! Token ids that stand for bytes: enough to compare requests with each other.
 
-use super::{Origin, Request, Tokens};
+use super::{Origin, PromptTokens, Request, made};
 use quorate_routing::request::BYTES_PER_TOKEN;
 
 /// Packs as many bytes of a prompt into an id as a token has on average. These ids never equal an engine's.
@@ -9,7 +9,7 @@ pub struct Estimate;
 
 impl Estimate {
     /// The packed prompt.
-    pub fn tokens(&self, request: &Request<'_>) -> Tokens {
+    pub fn tokens(&self, request: &Request<'_>) -> PromptTokens {
         let mut ids = Vec::with_capacity(request.info.prompt.bytes() / BYTES_PER_TOKEN + 3);
         for piece in request.info.prompt.pieces(request.body) {
             let chunks = piece.chunks(BYTES_PER_TOKEN);
@@ -20,6 +20,6 @@ impl Estimate {
                 u32::from_le_bytes(bytes)
             }));
         }
-        Tokens::new(request, ids, Origin::Estimate)
+        made(request, ids, Origin::Estimate)
     }
 }

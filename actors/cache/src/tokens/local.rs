@@ -1,7 +1,7 @@
 //! Tokens made in this process.
 
 use super::chat::{self, Prompt};
-use super::{ModelFiles, Origin, Request, TokenError, Tokens};
+use super::{ModelFiles, Origin, PromptTokens, Request, TokenError, made};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Semaphore;
 
@@ -32,7 +32,7 @@ impl Local {
     ///
     /// # Errors
     /// [`TokenError`]: the template refused, or the request has what only an engine can tokenize.
-    pub async fn tokens(&self, request: Request<'_>) -> Result<Tokens, TokenError> {
+    pub async fn tokens(&self, request: Request<'_>) -> Result<PromptTokens, TokenError> {
         if request.body.len() > INLINE_BODY {
             let (body, info) = (request.body.to_vec(), request.info.clone().into_owned());
             let lora = request.lora.map(str::to_owned);
@@ -65,7 +65,7 @@ impl Local {
     ///
     /// # Errors
     /// As [`Local::tokens`].
-    pub fn tokens_now(&self, request: &Request<'_>) -> Result<Tokens, TokenError> {
+    pub fn tokens_now(&self, request: &Request<'_>) -> Result<PromptTokens, TokenError> {
         finish(request, chat::prompt(request, &self.files)?, &self.files)
     }
 
@@ -93,7 +93,11 @@ impl Local {
     }
 }
 
-fn finish(request: &Request<'_>, prompt: Prompt, files: &ModelFiles) -> Result<Tokens, TokenError> {
+fn finish(
+    request: &Request<'_>,
+    prompt: Prompt,
+    files: &ModelFiles,
+) -> Result<PromptTokens, TokenError> {
     let ids = files.tokenizer.encode(&prompt.text, prompt.special)?;
     with_media(request, ids, prompt.media, files)
 }
@@ -103,11 +107,11 @@ fn with_media(
     ids: Vec<u32>,
     media: Vec<super::Media>,
     files: &ModelFiles,
-) -> Result<Tokens, TokenError> {
+) -> Result<PromptTokens, TokenError> {
     let (ids, media, exact) = files.placeholders.expand(ids, media, &files.tokenizer)?;
-    Ok(Tokens {
+    Ok(PromptTokens {
         media,
         exact,
-        ..Tokens::new(request, ids, Origin::Local)
+        ..made(request, ids, Origin::Local)
     })
 }

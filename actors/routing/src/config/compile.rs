@@ -11,6 +11,7 @@ use super::{
     ConfigErrors, EndpointPickerConfig, Fields, FlowControlConfig, PluginSpec, ProfilePlugin,
     ProfileSpec,
 };
+use crate::cache::CacheNeeds;
 use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
 use crate::pipeline::{Named, Pipeline};
@@ -19,6 +20,7 @@ use crate::plugin::handler::single::Single;
 use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
 use crate::plugin::screener::subset::Subset;
+use crate::tokens::TokenSource;
 use std::sync::Arc;
 
 /// What a configuration means.
@@ -36,6 +38,10 @@ pub struct CompiledPolicy {
     pub reports: Arc<[Report]>,
     /// The plugins that learn from picks what other routers should know.
     pub learners: Arc<[Named<dyn Learner>]>,
+    /// Makes tokens before the pick; `None`: nothing uses them.
+    pub tokens: Option<Arc<dyn TokenSource>>,
+    /// What must be known of the engines' caches; `None`: nothing.
+    pub cache: Option<Arc<CacheNeeds>>,
     /// What has no effect.
     pub warnings: Vec<Problem>,
 }
@@ -216,6 +222,15 @@ pub(super) fn compile(
         Some(Named::new(spec.name.as_str(), Arc::clone(learner)))
     });
     let learners = learners.collect();
+    let tokens = only(plugins.built, "token-producer", &mut findings, |built| {
+        built.token_source.clone()
+    });
+    let cache = only(
+        plugins.built,
+        "precise-prefix-cache-producer",
+        &mut findings,
+        |built| built.cache.clone(),
+    );
     if findings.errors.is_empty() {
         Ok(CompiledPolicy {
             scheduler: Arc::new(pipeline),
@@ -224,11 +239,28 @@ pub(super) fn compile(
             burst,
             reports,
             learners,
+            tokens,
+            cache: cache.map(Arc::new),
             warnings: findings.warnings,
         })
     } else {
         Err(ConfigErrors(findings.errors))
     }
+}
+
+/// What one plugin of a configuration has; a second one is an error.
+fn only<T>(
+    built: &[(PluginSpec, Built)],
+    kind: &str,
+    findings: &mut Findings,
+    take: impl Fn(&Built) -> Option<T>,
+) -> Option<T> {
+    let mut found = built.iter().filter_map(|(_, built)| take(built));
+    let first = found.next();
+    if found.next().is_some() {
+        findings.error("plugins", format!("there can be only one `{kind}`"));
+    }
+    first
 }
 
 /// The profiles; without any, one of all the plugins that can be in one; without those, the built-in one.

@@ -7,6 +7,7 @@ use super::flow::{FairnessPolicy, OrderingPolicy, SaturationDetector, UsageLimit
 use super::producers::Ledger;
 pub use super::producers::Produces;
 use super::{PluginSpec, ProfileSpec};
+use crate::cache::CacheNeeds;
 use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
 use crate::pipeline::{
@@ -15,6 +16,7 @@ use crate::pipeline::{
 };
 use crate::plugin::producer::burst_prefix::Burst;
 use crate::plugin::reporter::Report;
+use crate::tokens::TokenSource;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 pub(super) use table::TABLE;
@@ -50,6 +52,10 @@ pub struct Built {
     pub burst: Option<Arc<Burst>>,
     /// Told to the proxy in front when a request has ended.
     pub reports: Vec<Report>,
+    /// Makes tokens before the pick.
+    pub token_source: Option<Arc<dyn TokenSource>>,
+    /// What must be known of the engines' caches.
+    pub cache: Option<CacheNeeds>,
     /// Used by flow control.
     pub fairness: Option<FairnessPolicy>,
     /// Used by flow control.

@@ -1,6 +1,7 @@
 //! What a pick may know of a request.
 
 use crate::plugin::producer::burst_prefix::Together;
+use crate::tokens::PromptTokens;
 use http::HeaderMap;
 use std::sync::LazyLock;
 
@@ -53,6 +54,8 @@ pub struct SchedulingRequest<'a> {
     pub prompt_bytes: usize,
     /// Length of the prompt in tokens, if it was tokenized.
     pub prompt_tokens: Option<u64>,
+    /// The prompt as tokens, if it was tokenized.
+    pub tokens: Option<&'a PromptTokens>,
     /// Isolates caches of requests that must not share prefixes.
     pub cache_salt: Option<&'a str>,
     /// Upper bound of the answer in tokens.
@@ -88,6 +91,7 @@ impl Default for SchedulingRequest<'_> {
             prompt: None,
             prompt_bytes: 0,
             prompt_tokens: None,
+            tokens: None,
             cache_salt: None,
             max_tokens: None,
             stream: false,
