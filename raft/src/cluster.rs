@@ -20,6 +20,7 @@ use crate::{
     options::{Options, Timing},
     start,
     state::ControlView,
+    volatile::Hosted,
     watch::{ResumeToken, WatchError, WatchFilter, WatchStream},
 };
 
@@ -102,6 +103,7 @@ pub struct Cluster {
 pub(crate) struct Inner {
     pub(crate) group: Arc<Group>,
     pub(crate) admission: Arc<Admission>,
+    pub(crate) hosted: Arc<Hosted>,
     pub(crate) proposer: Proposer,
     pub(crate) reader: Reader,
     pub(crate) freshness: Freshness,
@@ -410,8 +412,9 @@ impl Cluster {
         }
     }
 
-    /// Hands the leadership over, if this node leads, then stops and closes the data directory.
+    /// Leaves the volatile groups, hands the leadership over, if this node leads, then stops and closes the data directory.
     pub async fn shutdown(&self) {
+        self.inner.hosted.shutdown().await;
         let group = &self.inner.group;
         if group.is_leader() && group.voters().len() > 1 {
             let (_, longest) = group.timing().election();

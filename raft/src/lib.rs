@@ -6,8 +6,9 @@
 //! * Inside, consensus is openraft, its log is kept by sled with an fdatasync of our own, and nodes talk gRPC over mutual TLS.
 //!   None of these shows outside of this crate.
 //!
-//! Groups: `control` holds the declared state of the whole cluster, durably. Storage keys and wire headers carry the group's
-//! name, so further groups share the store, the connections and the listener. See `OVERVIEW.md` for the whole picture.
+//! Groups: `control` holds the declared state of the whole cluster, durably. [`Cluster::volatile_group`] adds groups of one
+//! region that replicate bulk state in memory only. Wire headers carry the group's name, so all share one listener. See
+//! `OVERVIEW.md` for the whole picture.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cluster;
@@ -24,6 +25,7 @@ pub mod state;
 mod storage;
 mod supervisor;
 mod types;
+mod volatile;
 pub mod watch;
 mod wire;
 
@@ -34,3 +36,4 @@ pub use network::NODE_URI_PREFIX;
 pub use options::{
     Advertise, Durability, Options, PeerListen, PeerTls, Start, Timing, UnknownTiming,
 };
+pub use volatile::{Frozen, Install, Replica, VolatileGroup, VolatileMemberStatus, VolatileStatus};

@@ -55,6 +55,11 @@ impl Published {
         *self.applied.borrow()
     }
 
+    /// Changes with each batch of applied entries.
+    pub(crate) fn applications(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
     /// Waits until entry `index` is applied here.
     pub(crate) async fn wait_applied(&self, index: u64) {
         let mut applied = self.applied.subscribe();
@@ -160,7 +165,7 @@ impl RaftStateMachine<TypeConfig> for ControlMachine {
             };
             self.applied = Some(entry.log_id);
             if let Some(responder) = responder {
-                answers.push((responder, Replies(replies)));
+                answers.push((responder, Replies::Control(replies)));
             }
         }
         let view = Arc::new(view_of(&self.state, self.applied));

@@ -26,13 +26,14 @@ use crate::{
     group::{Freshness, Group, Proposer, Reader},
     identity::{DataDir, Identity, MemberId, fill_random},
     machine::ControlMachine,
-    network::{self, Admission, Local, MAX_MESSAGE, Network, Peers, RaftService, Tls},
+    network::{self, Admission, Door, Local, MAX_MESSAGE, Network, Peers, RaftService, Scope, Tls},
     options::{Options, Start},
     snapshots::Snapshots,
     state::FOUNDER_ID,
     storage::{Owner, Storage},
     supervisor::Supervisor,
     types::{CONTROL, Member, Raft},
+    volatile::Hosted,
 };
 
 use agree::{check_options, listen, node_spec, reconcile};
@@ -230,11 +231,15 @@ async fn launch(
     // The listener answers hellos from here on, so that peers that are asked below can see that this is the only process.
     let running = Arc::new(OnceLock::new());
     let admission = Arc::new(Admission::new(Arc::clone(&local), Arc::clone(&published)));
+    let hosted = Arc::new(Hosted::default());
     let service = RaftServer::new(RaftService {
-        admission: Arc::clone(&admission),
+        door: Arc::new(Door {
+            admission: Arc::clone(&admission),
+            control: Arc::clone(&running),
+            hosted: Arc::clone(&hosted),
+        }),
         peers: Arc::clone(&peers),
         snapshots: Arc::clone(&snapshots),
-        group: Arc::clone(&running),
         receiving: tokio::sync::Mutex::default(),
     })
     .max_decoding_message_size(MAX_MESSAGE)
@@ -262,10 +267,7 @@ async fn launch(
         check_alone(&peers, membership.get_node(&local.node_id), &options.start).await?;
     }
     let config = raft_config(&options)?;
-    let network = Network {
-        peers: Arc::clone(&peers),
-        group: CONTROL,
-    };
+    let network = Network::new(Arc::clone(&peers), Scope::control());
     let began = Instant::now();
     let raft = Raft::new(local.node_id, config, network, log.clone(), machine)
         .await
@@ -307,6 +309,7 @@ async fn launch(
             propose_timeout: options.propose_timeout,
             group: Arc::clone(&group),
             admission,
+            hosted,
             stop: stop.clone(),
             tasks: tasks.clone(),
             stopped: stopped.clone(),

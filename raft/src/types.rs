@@ -28,7 +28,7 @@ pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(crate) type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
 pub(crate) type Metrics = openraft::RaftMetrics<TypeConfig>;
 
-/// A log entry's content: an encoded `CommandBatch`. Cloning shares the bytes, which travel unchanged from the proposer to
+/// A log entry's content: an encoded `CommandBatch`, or what a volatile group's replica takes. Cloning shares the bytes, which travel unchanged from the proposer to
 /// the disk, the wire and the state machine.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Commands(pub(crate) Bytes);
@@ -45,9 +45,14 @@ impl fmt::Display for Commands {
     }
 }
 
-/// What applying an entry answered: one reply for each command, none for blank and membership entries.
-#[derive(Debug, Default)]
-pub(crate) struct Replies(pub(crate) Vec<Reply>);
+/// What applying an entry answered.
+#[derive(Debug)]
+pub(crate) enum Replies {
+    /// One reply for each command of the control group, none for blank and membership entries.
+    Control(Vec<Reply>),
+    /// What a volatile group's replica answered.
+    Volatile(Bytes),
+}
 
 /// What a group needs to know of a member to reach it and to tell it from an impostor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,5 +84,5 @@ impl From<peer::Member> for Member {
     }
 }
 
-/// The groups of this version. Storage keys, wire headers and metrics labels carry the name.
+/// The group that every cluster has; others are named by who opens them. Storage keys, wire headers and metrics labels carry the name.
 pub(crate) const CONTROL: &str = "control";

@@ -23,7 +23,7 @@ use super::{Group, WriteError};
 use crate::{
     error::ChangeError,
     network::{Lane, refusal_of},
-    state::{Reply, SCHEMA},
+    state::{Reply, schema_of},
     types::Member,
 };
 
@@ -461,9 +461,10 @@ impl Group {
             origin_node_id: self.local.node_id,
             op: Some(op),
         };
+        let commands = vec![command];
         let batch = CommandBatch {
-            schema: SCHEMA,
-            commands: vec![command],
+            schema: schema_of(&commands),
+            commands,
         };
         match self.write(Bytes::from(batch.encode_to_vec())).await {
             Ok((_, replies)) => replies

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 pub(crate) use freshness::Freshness;
 pub use membership::Members;
 pub use proposer::Applied;
-pub(crate) use proposer::Proposer;
+pub(crate) use proposer::{MAX_COMMAND, Proposer, refusal_error};
 pub(crate) use reader::Reader;
 pub use status::{ClusterStatus, MemberStatus, Role};
 
@@ -39,7 +39,7 @@ use crate::{
     options::Timing,
     state::Reply,
     storage::{LogStore, Writer},
-    types::{Commands, Metrics, Raft, TypeConfig},
+    types::{Commands, Metrics, Raft, Replies, TypeConfig},
 };
 
 /// What the parts of a node that deal with a group share.
@@ -80,7 +80,7 @@ pub(crate) enum NotAccepted {
     Stopped,
 }
 
-fn not_accepted(forward: &ForwardToLeader<TypeConfig>) -> NotAccepted {
+pub(crate) fn not_accepted(forward: &ForwardToLeader<TypeConfig>) -> NotAccepted {
     match forward.reason {
         ForwardReason::LeaseExpired => NotAccepted::NoQuorum,
         ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => NotAccepted::NotLeader,
@@ -132,7 +132,12 @@ impl Group {
             return Err(WriteError::NotAccepted(NotAccepted::Storage));
         }
         match self.raft.client_write(Commands(commands)).await {
-            Ok(response) => Ok((response.log_id.index, response.data.0)),
+            Ok(response) => match response.data {
+                Replies::Control(replies) => Ok((response.log_id.index, replies)),
+                Replies::Volatile(_) => {
+                    Err(WriteError::Unknown("an answer of another group".into()))
+                }
+            },
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(WriteError::NotAccepted(not_accepted(&forward)))
             }

@@ -411,12 +411,17 @@ async fn forward(
             let reply = reply.into_inner();
             reply.replies.into_iter().map(decode_reply).collect()
         }
-        Err(status) => Err(match refusal_of(&status) {
-            Some(Refusal::Storage) => WriteError::NotAccepted(NotAccepted::Storage),
-            Some(_) => WriteError::NotAccepted(NotAccepted::NotLeader),
-            None if never_connected(&status) => WriteError::NotAccepted(NotAccepted::NotLeader),
-            None => WriteError::Unknown(status.to_string()),
-        }),
+        Err(status) => Err(refusal_error(&status)),
+    }
+}
+
+/// What the status of a forwarded proposal says about its fate.
+pub(crate) fn refusal_error(status: &Status) -> WriteError {
+    match refusal_of(status) {
+        Some(Refusal::Storage) => WriteError::NotAccepted(NotAccepted::Storage),
+        Some(_) => WriteError::NotAccepted(NotAccepted::NotLeader),
+        None if never_connected(status) => WriteError::NotAccepted(NotAccepted::NotLeader),
+        None => WriteError::Unknown(status.to_string()),
     }
 }
 

@@ -229,6 +229,7 @@ impl Group {
             leader_id: metrics.current_leader.unwrap_or_default(),
             last_log_index: metrics.last_log_index.unwrap_or_default(),
             applied_index: self.published.applied().saturating_sub(1),
+            ..GroupProgress::default()
         }
     }
 }

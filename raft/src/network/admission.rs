@@ -14,7 +14,7 @@ use quorate_proto::{
 use tonic::{Status, metadata::MetadataValue};
 
 use super::{Local, stream::Caller};
-use crate::{machine::Published, state::ControlView, types::CONTROL};
+use crate::{machine::Published, state::ControlView};
 
 const REFUSAL_KEY: &str = "quorate-refusal";
 /// A process that has been silent this long makes way for another one with the same node id.
@@ -57,15 +57,16 @@ impl Admission {
         }
     }
 
-    /// Checks a frame's header; returns the sender's node id.
+    /// Checks a frame's header: that it is meant for this node and comes from the process that it names. Which group and
+    /// epoch it is for is the caller's to check.
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub(crate) fn check(
+    pub(crate) fn check<'a>(
         &self,
-        header: Option<&Header>,
+        header: Option<&'a Header>,
         caller: Option<&Caller>,
-    ) -> Result<u64, Status> {
+    ) -> Result<&'a Header, Status> {
         let header = header.ok_or_else(|| Status::invalid_argument("the header is missing"))?;
         self.check_cluster(&header.cluster_id)?;
         if header.to != self.local.node_id {
@@ -77,21 +78,9 @@ impl Admission {
                 ),
             ));
         }
-        if header.group != CONTROL {
-            return Err(refuse(
-                Refusal::UnknownGroup,
-                format!("there is no group {:?} here", header.group),
-            ));
-        }
-        if header.epoch != 0 {
-            return Err(refuse(
-                Refusal::StaleEpoch,
-                format!("epoch {} of group {CONTROL} is unknown", header.epoch),
-            ));
-        }
         self.check_node(header.from, caller)?;
         self.check_process(header.from, header.start_id)?;
-        Ok(header.from)
+        Ok(header)
     }
 
     pub(crate) fn check_cluster(&self, cluster_id: &str) -> Result<(), Status> {

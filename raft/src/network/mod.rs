@@ -1,9 +1,11 @@
-//! Node-to-node traffic: one listener for all groups and services, and per peer one connection for appends of all groups, one
-//! for heartbeats and questions, one for snapshots.
+//! Node-to-node traffic: one listener for all groups and services, and per peer one connection for appends of the control
+//! group, one for heartbeats and questions, one for snapshots, and two more for appends and snapshots of volatile groups.
 
 mod admission;
 mod client;
 mod connector;
+mod consensus;
+mod door;
 mod listener;
 mod peers;
 mod server;
@@ -12,10 +14,12 @@ mod stream;
 mod tls;
 
 pub(crate) use admission::{Admission, refusal_of, refuse};
-pub(crate) use client::{Network, header};
+pub(crate) use client::{Network, Outgoing, Scope, header};
+pub(crate) use door::Door;
 pub(crate) use listener::serve;
 pub(crate) use peers::{Lane, Peer, Peers, dial};
 pub(crate) use server::RaftService;
+pub(crate) use snapshot_receiver::bad as bad_snapshot;
 pub(crate) use stream::caller_of;
 pub use tls::NODE_URI_PREFIX;
 pub(crate) use tls::Tls;

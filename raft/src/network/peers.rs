@@ -16,13 +16,19 @@ use crate::{error::Error, types::Member};
 /// What a connection is used for, so that bulk traffic delays nothing that keeps a leader in office.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// Appends of all groups, forwarded proposals, other services.
+    /// Appends and forwarded proposals of the control group, other services.
     Data = 0,
     /// Heartbeats, votes, read indexes, hellos.
     Urgent = 1,
     /// Snapshots; opened when there is one to send.
     Snapshot = 2,
+    /// Appends and forwarded proposals of volatile groups, which carry far more than the control group does.
+    Bulk = 3,
+    /// Snapshots of volatile groups.
+    BulkSnapshot = 4,
 }
+
+const LANES: usize = 5;
 
 /// One other node.
 pub(crate) struct Peer {
@@ -32,7 +38,7 @@ pub(crate) struct Peer {
 
 struct State {
     member: Member,
-    channels: [Option<Channel>; 3],
+    channels: [Option<Channel>; LANES],
     last_seen: Option<Instant>,
     /// Its last answer to a hello.
     report: Option<HelloReply>,
@@ -94,6 +100,15 @@ impl Peers {
 
     pub(crate) fn get(&self, node_id: u64) -> Option<Arc<Peer>> {
         self.table.read().get(&node_id).cloned()
+    }
+
+    /// The node with this data directory.
+    pub(crate) fn by_instance(&self, instance: &str) -> Option<Arc<Peer>> {
+        let table = self.table.read();
+        let mut nodes = table.values();
+        nodes
+            .find(|peer| peer.state.lock().member.instance == instance)
+            .cloned()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Peer>> {

@@ -1,13 +1,11 @@
 //! The receiving side of node-to-node consensus traffic.
 
 use std::{
-    pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::{Stream, StreamExt, TryStreamExt, future, stream};
-use openraft::errors::RaftError;
+use futures_util::{TryStreamExt, stream};
 use prost::Message;
 use quorate_proto::{
     peer::v1::{
@@ -22,8 +20,10 @@ use quorate_proto::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Admission, Lane, Peers,
+    Admission, Door, Lane, Peers,
     client::header,
+    consensus::{self, Replies, stopped},
+    door::Addressed,
     refuse, snapshot_receiver,
     stream::{Caller, caller_of},
 };
@@ -32,7 +32,7 @@ use crate::{
     snapshots::Snapshots,
     state::SCHEMA,
     types::{CONTROL, Member},
-    wire::{self, Malformed},
+    wire,
 };
 
 /// How long the process that is already known under a node id may take to show that it is alive.
@@ -42,12 +42,10 @@ const CHANGE: Duration = Duration::from_secs(15);
 
 /// The `Raft` service of a node.
 pub(crate) struct RaftService {
-    pub(crate) admission: Arc<Admission>,
+    pub(crate) door: Arc<Door>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) snapshots: Arc<Snapshots>,
-    /// Set once consensus runs; until then only hellos are answered.
-    pub(crate) group: Arc<OnceLock<Arc<Group>>>,
-    /// One snapshot is received at a time.
+    /// One snapshot of the control group is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
 }
 
@@ -55,33 +53,19 @@ fn caller<T>(request: &Request<T>) -> Option<Caller> {
     caller_of(request.extensions())
 }
 
-fn malformed(error: Malformed) -> Status {
-    Status::invalid_argument(error.to_string())
-}
-
-fn stopped<E: std::fmt::Display>(error: E) -> Status {
-    Status::unavailable(error.to_string())
-}
-
 impl RaftService {
-    fn group(&self) -> Result<&Arc<Group>, Status> {
-        self.group.get().ok_or_else(|| {
-            refuse(
-                Refusal::UnknownGroup,
-                format!("group {CONTROL} is not running here yet"),
-            )
-        })
+    fn not_leader(&self) -> Status {
+        refuse(
+            Refusal::NotLeader,
+            format!("node {} does not lead", self.peers.local.node_id),
+        )
     }
 
-    fn leading(&self) -> Result<&Arc<Group>, Status> {
-        let group = self.group()?;
+    fn leading(&self, group: Arc<Group>) -> Result<Arc<Group>, Status> {
         if group.is_leader() {
             Ok(group)
         } else {
-            Err(refuse(
-                Refusal::NotLeader,
-                format!("node {} does not lead", self.peers.local.node_id),
-            ))
+            Err(self.not_leader())
         }
     }
 
@@ -110,11 +94,9 @@ impl RaftService {
     }
 }
 
-type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl raft_server::Raft for RaftService {
-    type AppendStream = Replies<AppendReply>;
+    type AppendStream = Replies;
 
     async fn append(
         &self,
@@ -122,33 +104,20 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let caller = caller(&request);
         let mut frames = request.into_inner();
-        let (admission, group) = (Arc::clone(&self.admission), Arc::clone(self.group()?));
+        let door = Arc::clone(&self.door);
         // The response headers go out at once; the first frame may be long in coming.
         let replies = stream::once(async move {
             let Some(first) = frames.message().await? else {
-                let none: Replies<AppendReply> = Box::pin(stream::empty());
+                let none: Replies = Box::pin(stream::empty());
                 return Ok(none);
             };
-            admission.check(first.header.as_ref(), caller.as_ref())?;
-            let first = wire::to_append(first).map_err(malformed)?;
-            let rest = stream::unfold(frames, |mut frames| async move {
-                let frame = frames.message().await.ok()??;
-                match wire::to_append(frame) {
-                    Ok(request) => Some((request, frames)),
-                    Err(error) => {
-                        tracing::warn!(%error, "replication stream ended");
-                        None
-                    }
+            match door.addressed(first.header.as_ref(), caller.as_ref())? {
+                Addressed::Control(group) => consensus::append(&group.raft, first, frames, || {}),
+                Addressed::Volatile(instance) => {
+                    let heard = Arc::clone(&instance);
+                    consensus::append(&instance.raft, first, frames, move || heard.heard())
                 }
-            });
-            let results = group
-                .raft
-                .stream_append(stream::once(future::ready(first)).chain(rest));
-            let replies: Replies<AppendReply> = Box::pin(results.map(|result| match result {
-                Ok(result) => Ok(wire::append_reply(&result)),
-                Err(fatal) => Err(stopped(fatal)),
-            }));
-            Ok::<_, Status>(replies)
+            }
         })
         .try_flatten();
         Ok(Response::new(Box::pin(replies)))
@@ -160,41 +129,33 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<AppendReply>, Status> {
         let caller = caller(&request);
         let frame = request.into_inner();
-        self.admission
-            .check(frame.header.as_ref(), caller.as_ref())?;
-        let request = wire::to_append(frame).map_err(malformed)?;
-        let prev = request.prev_log_id;
-        if !request.entries.is_empty() {
-            return Err(Status::invalid_argument("a heartbeat carries no entries"));
-        }
-        let response = self
-            .group()?
-            .raft
-            .append_entries(request)
-            .await
-            .map_err(stopped)?;
-        wire::heartbeat_reply(response, prev)
-            .map(Response::new)
-            .map_err(malformed)
+        let reply = match self
+            .door
+            .addressed(frame.header.as_ref(), caller.as_ref())?
+        {
+            Addressed::Control(group) => consensus::heartbeat(&group.raft, frame).await?.0,
+            Addressed::Volatile(instance) => {
+                let (reply, leads) = consensus::heartbeat(&instance.raft, frame).await?;
+                if leads {
+                    instance.heard();
+                }
+                reply
+            }
+        };
+        Ok(Response::new(reply))
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission
-            .check(message.header.as_ref(), caller.as_ref())?;
-        let vote = wire::to_vote_request(&message).map_err(malformed)?;
-        let raft = &self.group()?.raft;
-        let response = if message.pre_vote {
-            raft.pre_vote(vote).await
-        } else {
-            raft.vote(vote).await
+        let reply = match self
+            .door
+            .addressed(message.header.as_ref(), caller.as_ref())?
+        {
+            Addressed::Control(group) => consensus::vote(&group.raft, &message).await?,
+            Addressed::Volatile(instance) => consensus::vote(&instance.raft, &message).await?,
         };
-        match response {
-            Ok(response) => Ok(Response::new(wire::vote_reply(&response))),
-            Err(RaftError::Fatal(fatal)) => Err(stopped(fatal)),
-            Err(RaftError::APIError(never)) => match never {},
-        }
+        Ok(Response::new(reply))
     }
 
     async fn install_snapshot(
@@ -202,30 +163,38 @@ impl raft_server::Raft for RaftService {
         request: Request<Streaming<SnapshotFrame>>,
     ) -> Result<Response<SnapshotReply>, Status> {
         let caller = caller(&request);
-        let group = Arc::clone(self.group()?);
-        let _one = self
-            .receiving
-            .try_lock()
-            .map_err(|_| Status::unavailable("another snapshot is being received"))?;
-        let received = snapshot_receiver::receive(
-            request.into_inner(),
-            |header| self.admission.check(header, caller.as_ref()).map(|_| ()),
-            &self.snapshots,
-            &self.peers.local.cluster_id,
-        )
-        .await?;
-        tracing::info!(
-            bytes = received.snapshot.snapshot.length(),
-            "received a snapshot"
-        );
-        let response = group
-            .raft
-            .install_full_snapshot(received.vote, received.snapshot)
-            .await
-            .map_err(stopped)?;
-        Ok(Response::new(SnapshotReply {
-            vote: Some(wire::vote(&response.vote)),
-        }))
+        let mut frames = request.into_inner();
+        let begin = snapshot_receiver::begin(&mut frames).await?;
+        let vote = match self
+            .door
+            .addressed(begin.header.as_ref(), caller.as_ref())?
+        {
+            Addressed::Volatile(instance) => instance.receive(begin, frames).await?,
+            Addressed::Control(group) => {
+                let _one = self
+                    .receiving
+                    .try_lock()
+                    .map_err(|_| Status::unavailable("another snapshot is being received"))?;
+                let received = snapshot_receiver::receive(
+                    begin,
+                    frames,
+                    &self.snapshots,
+                    &self.peers.local.cluster_id,
+                )
+                .await?;
+                tracing::info!(
+                    bytes = received.snapshot.snapshot.length(),
+                    "received a snapshot"
+                );
+                let response = group
+                    .raft
+                    .install_full_snapshot(received.vote, received.snapshot)
+                    .await
+                    .map_err(stopped)?;
+                wire::vote(&response.vote)
+            }
+        };
+        Ok(Response::new(SnapshotReply { vote: Some(vote) }))
     }
 
     async fn transfer_leader(
@@ -234,16 +203,14 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<TransferLeaderReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission
-            .check(message.header.as_ref(), caller.as_ref())?;
-        let transfer = wire::to_transfer_request(&message).map_err(malformed)?;
-        let response = self
-            .group()?
-            .raft
-            .handle_transfer_leader(transfer)
-            .await
-            .map_err(stopped)?;
-        Ok(Response::new(wire::transfer_reply(&response)))
+        let reply = match self
+            .door
+            .addressed(message.header.as_ref(), caller.as_ref())?
+        {
+            Addressed::Control(group) => consensus::transfer(&group.raft, &message).await?,
+            Addressed::Volatile(instance) => consensus::transfer(&instance.raft, &message).await?,
+        };
+        Ok(Response::new(reply))
     }
 
     async fn propose(
@@ -252,9 +219,15 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<ProposeReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission
-            .check(message.header.as_ref(), caller.as_ref())?;
-        let group = self.leading()?;
+        let group = match self
+            .door
+            .addressed(message.header.as_ref(), caller.as_ref())?
+        {
+            Addressed::Control(group) => self.leading(group)?,
+            Addressed::Volatile(instance) => {
+                return instance.propose_here(message).await.map(Response::new);
+            }
+        };
         // What goes into the log is applied by every node: nothing enters it that this build cannot apply.
         let batch = CommandBatch::decode(message.commands.clone())
             .map_err(|error| Status::invalid_argument(format!("malformed commands: {error}")))?;
@@ -296,9 +269,10 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<ReadIndexReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission
-            .check(message.header.as_ref(), caller.as_ref())?;
-        match self.leading()?.read_index(message.lease).await {
+        let group = self
+            .door
+            .for_control(message.header.as_ref(), caller.as_ref())?;
+        match self.leading(group)?.read_index(message.lease).await {
             Ok(index) => Ok(Response::new(ReadIndexReply { index })),
             Err(why) => Err(refuse(
                 Refusal::NotLeader,
@@ -313,13 +287,14 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<ChangeMembershipReply>, Status> {
         let caller = caller(&request);
         let message = request.into_inner();
-        self.admission
-            .check(message.header.as_ref(), caller.as_ref())?;
+        let group = self
+            .door
+            .for_control(message.header.as_ref(), caller.as_ref())?;
         let change = message
             .change
             .ok_or_else(|| Status::invalid_argument("no change, or one of a newer version"))?;
         let members = self
-            .leading()?
+            .leading(group)?
             .change_as_leader(change, Instant::now() + CHANGE)
             .await
             .map_err(|error| error.to_status())?;
@@ -330,7 +305,7 @@ impl raft_server::Raft for RaftService {
         let caller = caller(&request);
         let hello = request.into_inner();
         let local = &self.peers.local;
-        self.admission.check_cluster(&hello.cluster_id)?;
+        self.door.admission.check_cluster(&hello.cluster_id)?;
         if hello.to != 0 && hello.to != local.node_id {
             return Err(refuse(
                 Refusal::WrongNode,
@@ -340,8 +315,10 @@ impl raft_server::Raft for RaftService {
                 ),
             ));
         }
-        self.admission.check_node(hello.node_id, caller.as_ref())?;
-        let registered = self.admission.registered(hello.node_id);
+        self.door
+            .admission
+            .check_node(hello.node_id, caller.as_ref())?;
+        let registered = self.door.admission.registered(hello.node_id);
         if let Some(known) = registered
             .as_ref()
             .filter(|known| known.instance != hello.instance)
@@ -373,19 +350,21 @@ impl raft_server::Raft for RaftService {
                     ),
                 ));
             }
-            self.admission
+            self.door
+                .admission
                 .replace_process(hello.node_id, hello.start_id);
             if let Some(peer) = self.peers.get(hello.node_id) {
                 peer.disconnect();
             }
         } else if hello.node_id != local.node_id {
-            self.admission
+            self.door
+                .admission
                 .check_process(hello.node_id, hello.start_id)?;
         }
         if let Some(peer) = self.peers.get(hello.node_id) {
             peer.seen();
         }
-        let group = self.group.get();
+        let group = self.door.control.get();
         Ok(Response::new(HelloReply {
             cluster_id: local.cluster_id.clone(),
             node_id: local.node_id,
@@ -394,7 +373,11 @@ impl raft_server::Raft for RaftService {
             start_id: local.start_id,
             timing: local.timing.name().to_owned(),
             schema: SCHEMA,
-            groups: group.iter().map(|group| group.progress()).collect(),
+            groups: group
+                .iter()
+                .map(|group| group.progress())
+                .chain(self.door.hosted.progress())
+                .collect(),
             problem: group
                 .and_then(|group| group.problem.borrow().clone())
                 .unwrap_or_default(),
@@ -405,10 +388,10 @@ impl raft_server::Raft for RaftService {
         let caller = caller(&request);
         let mut join = request.into_inner();
         if !join.cluster_id.is_empty() {
-            self.admission.check_cluster(&join.cluster_id)?;
+            self.door.admission.check_cluster(&join.cluster_id)?;
         }
         match &join.forwarded {
-            Some(header) => drop(self.admission.check(Some(header), caller.as_ref())?),
+            Some(header) => drop(self.door.for_control(Some(header), caller.as_ref())?),
             None => {
                 if let Some(name) = caller
                     .and_then(|caller| caller.name)
@@ -424,7 +407,7 @@ impl raft_server::Raft for RaftService {
                 }
             }
         }
-        let group = self.group()?;
+        let group = self.door.control()?;
         match group.leader() {
             Some(leader) if leader == self.peers.local.node_id => {
                 group.join_as_leader(join).await.map(Response::new)

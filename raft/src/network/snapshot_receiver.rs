@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use openraft::storage::Snapshot;
-use quorate_proto::peer::v1::{Header, SnapshotFrame, snapshot_frame::Frame};
+use quorate_proto::peer::v1::{SnapshotBegin, SnapshotFrame, snapshot_frame::Frame};
 use tonic::{Status, Streaming};
 
 use crate::{
@@ -21,21 +21,27 @@ pub(super) struct Received {
     pub(super) snapshot: SnapshotOf,
 }
 
-/// Takes the frames in; leaves nothing behind unless it succeeds.
+pub(crate) fn bad(why: &str) -> Status {
+    Status::invalid_argument(format!("snapshot stream: {why}"))
+}
+
+/// The first frame.
+pub(super) async fn begin(frames: &mut Streaming<SnapshotFrame>) -> Result<SnapshotBegin, Status> {
+    match frames.message().await? {
+        Some(SnapshotFrame {
+            frame: Some(Frame::Begin(begin)),
+        }) => Ok(begin),
+        _ => Err(bad("it does not begin with a beginning")),
+    }
+}
+
+/// Takes the frames after the first in; leaves nothing behind unless it succeeds.
 pub(super) async fn receive(
+    begin: SnapshotBegin,
     mut frames: Streaming<SnapshotFrame>,
-    check: impl Fn(Option<&Header>) -> Result<(), Status>,
     snapshots: &Arc<Snapshots>,
     cluster_id: &str,
 ) -> Result<Received, Status> {
-    let bad = |why: &str| Status::invalid_argument(format!("snapshot stream: {why}"));
-    let Some(SnapshotFrame {
-        frame: Some(Frame::Begin(begin)),
-    }) = frames.message().await?
-    else {
-        return Err(bad("it does not begin with a beginning"));
-    };
-    check(begin.header.as_ref())?;
     let vote = begin
         .vote
         .as_ref()

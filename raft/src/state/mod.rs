@@ -18,6 +18,7 @@ mod tables;
 pub mod url;
 pub mod validate;
 mod view;
+mod volatile;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -41,22 +42,28 @@ use reply::{Done, invalid, key_reused, precondition};
 use tables::{Origin, Tables};
 
 /// Version of the commands and snapshot records that this build writes, and the newest that it reads.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
-/// The schema that these commands need: 2 if one is about a kind that schema 1 did not have. Entries carry the lowest that
-/// does, so that nodes of the version before keep up for as long as nobody uses what they do not know.
+/// The schema that these commands need: 3 if one is about a volatile group, 2 if one is about a kind that schema 1 did not
+/// have. Entries carry the lowest that does, so that nodes of the version before keep up for as long as nobody uses what they do not know.
 pub(crate) fn schema_of(commands: &[Command]) -> u32 {
     let is_new = |kind: i32| kind > Kind::Setting as i32;
     let needs = |command: &Command| match &command.op {
-        Some(Op::Put(put)) => put
-            .resource
-            .as_ref()
-            .is_some_and(|r| is_new(r.kind() as i32)),
-        Some(Op::Delete(delete)) => is_new(delete.kind),
-        // A pool's deletion asks whether a new kind refers to it; without one the answer is that of schema 1.
-        _ => false,
+        Some(Op::JoinVolatile(_) | Op::FoundVolatile(_) | Op::LeaveVolatile(_)) => 3,
+        Some(Op::Put(put))
+            if put
+                .resource
+                .as_ref()
+                .is_some_and(|r| is_new(r.kind() as i32)) =>
+        {
+            2
+        }
+        Some(Op::Delete(delete)) if is_new(delete.kind) => 2,
+        // A pool's deletion asks whether a new kind refers to it, a node's removal whether it is in a volatile group; without
+        // one the answer is that of schema 1.
+        _ => 1,
     };
-    if commands.iter().any(needs) { 2 } else { 1 }
+    commands.iter().map(needs).max().unwrap_or(1)
 }
 
 /// The id of the node that founds the cluster. Every other id is the revision of the node's registration.
@@ -202,5 +209,8 @@ fn run(tables: &mut Tables, op: &Op, origin: Origin, events: &mut Vec<ChangeEven
         Op::RegisterNode(register) => tables.register_node(register, origin, events),
         Op::RemoveNode(remove) => tables.remove_node(remove, events),
         Op::InitCluster(init) => tables.init_cluster(init, origin, events),
+        Op::JoinVolatile(join) => tables.join_volatile(join),
+        Op::FoundVolatile(found) => tables.found_volatile(found),
+        Op::LeaveVolatile(leave) => tables.leave_volatile(leave),
     }
 }

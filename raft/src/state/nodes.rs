@@ -123,6 +123,7 @@ impl Tables {
             return Err(precondition("the last node of a cluster cannot be removed"));
         }
         self.erase(Kind::Node, resource.name(), events);
+        self.withdraw(remove.node_id, |_| true);
         let instance = resource
             .node()
             .map(|n| n.instance.clone())

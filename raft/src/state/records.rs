@@ -30,18 +30,24 @@ pub enum RestoreError {
 }
 
 impl ControlState {
-    /// The state as records, always the same for the same state: facts, removed nodes, resources, remembered replies.
+    /// The state as records, always the same for the same state: facts, removed nodes, volatile groups, resources,
+    /// remembered replies.
     pub fn records(&self) -> impl Iterator<Item = SnapshotRecord> + use<'_> {
         let tables = &self.tables;
         let facts = Record::Facts(ClusterFacts {
             cluster_id: tables.cluster_id.to_string(),
             timing: tables.timing.to_string(),
             revision: tables.revision,
+            raft_ids: tables.raft_ids,
         });
         let removed = tables
             .removed
             .values()
             .map(|node| Record::RemovedNode((**node).clone()));
+        let volatile = tables
+            .volatile
+            .values()
+            .map(|group| Record::VolatileGroup((**group).clone()));
         let resources = KINDS
             .into_iter()
             .flat_map(|kind| tables.list(kind))
@@ -56,6 +62,7 @@ impl ControlState {
         });
         std::iter::once(facts)
             .chain(removed)
+            .chain(volatile)
             .chain(resources)
             .chain(remembered)
             .map(|record| SnapshotRecord {
@@ -87,6 +94,7 @@ impl StateRestore {
                 state.tables.cluster_id = Arc::from(facts.cluster_id);
                 state.tables.timing = Arc::from(facts.timing);
                 state.tables.revision = facts.revision;
+                state.tables.raft_ids = facts.raft_ids;
                 self.has_facts = true;
             }
             Record::RemovedNode(node) => {
@@ -100,6 +108,10 @@ impl StateRestore {
                     return Err(RestoreError::Invalid("a removed node appears twice".into()));
                 }
             }
+            Record::VolatileGroup(group) => state
+                .tables
+                .restore_volatile(group)
+                .map_err(RestoreError::Invalid)?,
             Record::Resource(resource) => {
                 let (kind, name) = (resource.kind(), resource.name());
                 if name.is_empty() || resource.version() > state.tables.revision {

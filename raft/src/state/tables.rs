@@ -1,4 +1,4 @@
-//! The tables of the control state: resources by kind and name, the removed nodes, and the revision counter.
+//! The tables of the control state: resources by kind and name, the removed nodes, the volatile groups, and the counters.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use quorate_proto::{
 use super::{
     ChangeEvent, ChangeType,
     resource::{KINDS, ResourceExt as _},
+    volatile::Groups,
 };
 
 type ByName = OrdMap<Arc<str>, Arc<Resource>>;
@@ -29,6 +30,10 @@ pub(crate) struct Tables {
     pub(super) kinds: [ByName; KINDS.len()],
     /// By instance.
     pub(super) removed: OrdMap<Arc<str>, Arc<RemovedNode>>,
+    /// Their changes take no revision and make no event: they are the nodes' own business, not an operator's.
+    pub(super) volatile: Groups,
+    /// Raft ids issued to members of volatile groups so far.
+    pub(super) raft_ids: u64,
 }
 
 /// Latest time that a protobuf timestamp can carry: the end of the year 9999.

@@ -4,6 +4,7 @@
 pub(crate) mod fixtures;
 mod model;
 mod scheduling;
+mod volatile;
 
 use std::collections::BTreeMap;
 

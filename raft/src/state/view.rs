@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_proto::{
-    store::v1::{Command, RemovedNode},
+    store::v1::{Command, RemovedNode, VolatileGroup},
     v1::{Kind, Resource},
 };
 
@@ -80,6 +80,11 @@ impl ControlView {
             .values()
             .find(|node| node.node_id == id)
             .map(|node| &**node)
+    }
+
+    /// The volatile group with this name of a region.
+    pub fn volatile_group(&self, group: &str, region: &str) -> Option<&Arc<VolatileGroup>> {
+        self.tables.volatile_group(group, region)
     }
 
     /// The cluster's id, empty before it is initialised.

@@ -1,12 +1,6 @@
 //! One group's log: kept in memory from the last purge to its end, written through to the node's store.
 
-use std::{
-    collections::VecDeque,
-    fmt::Debug,
-    io,
-    ops::{Bound, RangeBounds},
-    sync::Arc,
-};
+use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc};
 
 use openraft::{
     OptionalSend,
@@ -17,12 +11,10 @@ use tokio::sync::oneshot;
 
 use super::{
     load::GroupContent,
+    tail::{LogSize, Tail, bounds, size},
     writer::{Op, Writer, stopped},
 };
 use crate::types::{Entry, IoFlushed, LogId, Membership, Payload, TypeConfig, Vote};
-
-/// A replication request carries about this many bytes of entries at most (and one entry at least).
-const READ_BYTES: usize = 1 << 20;
 
 /// A group's log, cheap to clone; all clones see the same log.
 #[derive(Clone)]
@@ -30,52 +22,6 @@ pub(crate) struct LogStore {
     group: Arc<str>,
     tail: Arc<Mutex<Tail>>,
     writer: Arc<Writer>,
-}
-
-#[derive(Default)]
-struct Tail {
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    purged: Option<LogId>,
-    /// Consecutive from `purged` on.
-    entries: VecDeque<Entry>,
-    /// Of the commands in `entries`.
-    bytes: usize,
-}
-
-/// See [`LogStore::size`].
-pub(crate) struct LogSize {
-    pub(crate) total: usize,
-    pub(crate) after_snapshot: usize,
-    pub(crate) purge_to: Option<u64>,
-}
-
-fn size(entry: &Entry) -> usize {
-    match &entry.payload {
-        Payload::Normal(commands) => commands.0.len(),
-        Payload::Blank | Payload::Membership(_) => 0,
-    }
-}
-
-impl Tail {
-    fn last(&self) -> Option<LogId> {
-        self.entries
-            .back()
-            .map(|entry| entry.log_id)
-            .or(self.purged)
-    }
-
-    /// Entries with index in `from..upto` that are there.
-    fn range(&self, from: u64, upto: u64) -> impl Iterator<Item = &Entry> {
-        let first = self.entries.front().map_or(0, |entry| entry.log_id.index);
-        let start = usize::try_from(from.saturating_sub(first))
-            .unwrap_or(usize::MAX)
-            .min(self.entries.len());
-        let end = usize::try_from(upto.saturating_sub(first))
-            .unwrap_or(usize::MAX)
-            .clamp(start, self.entries.len());
-        self.entries.range(start..end)
-    }
 }
 
 impl LogStore {
@@ -106,25 +52,7 @@ impl LogStore {
     /// How many bytes of commands the log holds, seen from the entry where the last snapshot ends; and which entries to
     /// purge so that at most `keep` bytes remain behind the snapshot.
     pub(crate) fn size(&self, snapshot: Option<u64>, keep: usize) -> LogSize {
-        let tail = self.tail.lock();
-        let mut found = LogSize {
-            total: tail.bytes,
-            after_snapshot: 0,
-            purge_to: None,
-        };
-        let mut behind = 0;
-        for entry in tail.entries.iter().rev() {
-            if Some(entry.log_id.index) > snapshot {
-                found.after_snapshot += size(entry);
-                continue;
-            }
-            behind += size(entry);
-            if behind > keep {
-                found.purge_to = Some(entry.log_id.index);
-                break;
-            }
-        }
-        found
+        self.tail.lock().size(snapshot, keep)
     }
 
     /// Whether anything was ever stored.
@@ -161,28 +89,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<Entry>> {
-        let from = match range.start_bound() {
-            Bound::Included(from) => *from,
-            Bound::Excluded(before) => before.saturating_add(1),
-            Bound::Unbounded => 0,
-        };
-        let upto = match range.end_bound() {
-            Bound::Included(last) => last.saturating_add(1),
-            Bound::Excluded(upto) => *upto,
-            Bound::Unbounded => u64::MAX,
-        };
+        let (from, upto) = bounds(&range);
         Ok(self.tail.lock().range(from, upto).cloned().collect())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let mut bytes = 0;
-        let tail = self.tail.lock();
-        let entries = tail.range(start, end).take_while(|entry| {
-            let fits = bytes < READ_BYTES;
-            bytes += size(entry);
-            fits
-        });
-        Ok(entries.cloned().collect())
+        Ok(self.tail.lock().request(start, end))
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -235,21 +147,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        {
-            let mut tail = self.tail.lock();
-            let first = entries.first().map_or(0, |entry| entry.log_id.index);
-            let due = tail.last().map_or(first, |last| last.index + 1);
-            for (due, entry) in (due..).zip(&entries) {
-                if entry.log_id.index != due {
-                    return Err(io::Error::other(format!(
-                        "append of log entry {} where {due} is due",
-                        entry.log_id.index
-                    )));
-                }
-            }
-            tail.bytes += entries.iter().map(size).sum::<usize>();
-            tail.entries.extend(entries.iter().cloned());
-        }
+        self.tail.lock().append(&entries)?;
         self.writer.send(Op::Append {
             group: Arc::clone(&self.group),
             entries,
@@ -265,17 +163,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let Some(upto) = tail.entries.back().map(|entry| entry.log_id.index) else {
                 return Ok(());
             };
-            let mut from = None;
-            while let Some(last) = tail
-                .entries
-                .back()
-                .filter(|entry| Some(entry.log_id.index) > last_log_id.map(|id| id.index))
-            {
-                from = Some(last.log_id.index);
-                let gone = size(last);
-                tail.bytes -= gone;
-                tail.entries.pop_back();
-            }
+            let from = tail.truncate_after(last_log_id);
             let Some(from) = from else {
                 return Ok(());
             };
@@ -297,18 +185,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             return Ok(());
         }
         let from = tail.entries.front().map_or(0, |entry| entry.log_id.index);
-        let mut upto = None;
-        while let Some(first) = tail
-            .entries
-            .front()
-            .filter(|entry| entry.log_id.index <= log_id.index)
-        {
-            upto = Some(first.log_id.index);
-            let gone = size(first);
-            tail.bytes -= gone;
-            tail.entries.pop_front();
-        }
-        tail.purged = Some(log_id);
+        let upto = tail.purge(log_id);
         // An empty range when nothing was there to delete.
         let (from, upto) = upto.map_or((1, 0), |upto| (from, upto));
         self.writer.send(Op::Purge {

@@ -11,8 +11,10 @@
 mod backend;
 mod load;
 mod log;
+mod memory_log;
 mod record;
 mod sled;
+mod tail;
 mod watermark;
 mod writer;
 
@@ -29,6 +31,7 @@ use std::{
 };
 
 pub(crate) use log::LogStore;
+pub(crate) use memory_log::MemoryLog;
 pub(crate) use writer::Writer;
 
 use self::{

@@ -51,6 +51,9 @@ impl Model {
             Op::RegisterNode(register) => self.register(register, command),
             Op::RemoveNode(remove) => self.remove(remove.node_id),
             Op::InitCluster(init) => self.register(init.founder.as_ref().unwrap(), command),
+            Op::JoinVolatile(_) | Op::FoundVolatile(_) | Op::LeaveVolatile(_) => {
+                unreachable!("they have a model of their own")
+            }
         };
         let answer = done.map(|(resource, outcome)| (resource, outcome, index));
         if !key.is_empty() && answer.is_ok() {
