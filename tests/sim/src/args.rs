@@ -6,14 +6,13 @@ use crate::dataset::Dataset;
 use crate::duration;
 use crate::engine::latency::{Latency, LatencyCalculator};
 use crate::fault::{FailureInjection, FailureType, Faults};
-use crate::kv_events::{EventFaults, EventFormat, KvEventsConfig};
 use crate::metrics::fake::FakeMetrics;
 use crate::profile;
 use crate::tls::TlsFiles;
 use crate::tools::ToolCallConfig;
 use anyhow::{Context, bail};
 use http::{HeaderName, HeaderValue};
-use quorate_cache::hash::Algorithm;
+pub use kv::KvArgs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -241,31 +240,9 @@ pub struct SimArgs {
     #[arg(long, value_name = "FAULTS", default_value = "", value_parser = Faults::parse)]
     pub fault: Faults,
 
-    /// Publish KV events: vLLM's JSON of the same name, such as {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:6557"}.
-    /// Each further server counts the ports up. "bind" overrides who dials.
-    #[arg(long, value_name = "JSON")]
-    pub kv_events_config: Option<String>,
-
-    /// Their wire format.
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        default_value = "vllm-0.33",
-        requires = "kv_events_config"
-    )]
-    pub kv_events_format: EventFormat,
-
-    /// What befalls them: loss=SHARE, duplicate=SHARE, reorder=SHARE, drop-next=N, no-replay. POST /sim/kv-events changes it.
-    #[arg(long, value_name = "FAULTS", default_value = "", value_parser = EventFaults::parse, requires = "kv_events_config")]
-    pub kv_events_fault: EventFaults,
-
-    /// How published block hashes are computed (vLLM's formats): sha256, sha256_cbor, xxhash or xxhash_cbor.
-    #[arg(long, value_name = "NAME", default_value = "sha256_cbor", value_parser = parse_algorithm)]
-    pub prefix_caching_hash_algo: Algorithm,
-
-    /// Seed of published block hashes, in place of vLLM's own.
-    #[arg(long, env = "PYTHONHASHSEED", value_name = "SEED")]
-    pub hash_seed: Option<String>,
+    /// KV events, tiers below the GPU.
+    #[command(flatten)]
+    pub kv: KvArgs,
 
     /// Per cent of requests that get an error answer.
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -314,10 +291,6 @@ fn parse_lora(text: &str) -> Result<LoraModule, String> {
     }
 }
 
-fn parse_algorithm(text: &str) -> Result<Algorithm, String> {
-    Algorithm::of_name(text).ok_or_else(|| format!("there is no block hash `{text}`"))
-}
-
 fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once('=').ok_or("a header is NAME=VALUE")?;
     let name = HeaderName::try_from(name.trim()).map_err(|error| error.to_string())?;
@@ -358,9 +331,7 @@ impl SimArgs {
                 config.listen.set_port(port);
             }
             config.rank = self.data_parallel_rank.unwrap_or(at % u32::from(ranks));
-            if let Some(events) = config.kv_events.take() {
-                config.kv_events = Some(events.offset(at).map_err(anyhow::Error::msg)?);
-            }
+            self.kv.offset(&mut config, at)?;
             configs.push(config);
         }
         Ok(configs)
@@ -403,7 +374,7 @@ impl SimArgs {
             types: self.failure_types.clone(),
         };
         config.faults = self.fault.clone();
-        config.kv_events = self.kv_events()?;
+        self.kv.apply(&mut config)?;
         config.fake_metrics = self.fake_metrics.clone();
         config.fake_metrics_refresh = self.fake_metrics_refresh_interval;
         config.response_headers = self.headers()?;
@@ -453,21 +424,6 @@ impl SimArgs {
         Ok(config)
     }
 
-    fn kv_events(&self) -> anyhow::Result<Option<KvEventsConfig>> {
-        let Some(text) = &self.kv_events_config else {
-            return Ok(None);
-        };
-        let parsed = KvEventsConfig::parse(text).map_err(anyhow::Error::msg);
-        let parsed = parsed.context("--kv-events-config")?;
-        Ok(parsed.map(|events| KvEventsConfig {
-            format: self.kv_events_format,
-            algorithm: self.prefix_caching_hash_algo,
-            hash_seed: self.hash_seed.clone(),
-            faults: self.kv_events_fault.clone(),
-            ..events
-        }))
-    }
-
     fn headers(&self) -> anyhow::Result<Vec<(HeaderName, HeaderValue)>> {
         let mut headers = self.response_header.clone();
         for (name, value) in [
@@ -484,5 +440,6 @@ impl SimArgs {
     }
 }
 
+mod kv;
 #[cfg(test)]
 mod tests;

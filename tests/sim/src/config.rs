@@ -165,6 +165,10 @@ pub struct SimConfig {
     pub dialect: Dialect,
     /// Data-parallel rank, the `engine` label.
     pub rank: u32,
+    /// Bytes of the KV cache of one token, for the metrics of offloading.
+    pub kv_bytes_per_token: u64,
+    /// Port under which other servers of the process may fetch prefixes.
+    pub p2p_port: Option<u16>,
     /// KV events, if any are published.
     pub kv_events: Option<KvEventsConfig>,
     /// Time after start during which health is 503 and requests are refused.
@@ -224,6 +228,9 @@ impl SimConfig {
                 num_blocks: profile.num_blocks,
                 max_waiting: 1000,
                 prefix_caching: true,
+                tiers: Vec::new(),
+                offload_generated: false,
+                peer_load_block: 0,
                 record_changes: false,
                 max_loras: 1,
                 max_cpu_loras: 1,
@@ -242,6 +249,8 @@ impl SimConfig {
             tool_calls: ToolCallConfig::default(),
             dialect: Dialect::Vllm,
             rank: 0,
+            kv_bytes_per_token: 128 << 10,
+            p2p_port: None,
             kv_events: None,
             startup: Duration::ZERO,
             sleep_mode: true,

@@ -2,6 +2,7 @@
 
 use crate::config::{ConfigError, SimConfig};
 use crate::fault::Faults;
+use crate::fleet::Fleet;
 use crate::http;
 use crate::kv_events::{Publisher, Sockets};
 use crate::live::Live;
@@ -54,8 +55,13 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// Starts a server; it listens when this returns.
+    /// Starts a server by itself; it listens when this returns.
     pub async fn start(config: SimConfig) -> Result<Sim, SimError> {
+        Sim::start_among(config, &Arc::default()).await
+    }
+
+    /// Starts a server among others; it listens when this returns.
+    pub async fn start_among(config: SimConfig, fleet: &Arc<Fleet>) -> Result<Sim, SimError> {
         config.validate()?;
         let tls = match &config.tls {
             Some(files) => Some(files.acceptor()?),
@@ -81,7 +87,8 @@ impl Sim {
             Some(events) => events.listen().await.map_err(SimError::KvEvents)?,
             None => Sockets::default(),
         };
-        let shared = Arc::new(Shared::new(config, events, addr));
+        let shared = Arc::new(Shared::new(config, events, fleet.clone(), addr));
+        fleet.join(&shared);
         let live = Live::new(shared.clone());
         *shared.live.lock() = Some(live.clone());
         let (tell, down) = watch::channel(false);

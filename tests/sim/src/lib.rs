@@ -8,16 +8,18 @@
 //!
 //! What comes out is planned before the engine starts (`text`), from the server's seed, the prompt and the request's seed:
 //! every simulator with the same seed gives the same answer to the same request. `kv_events` tells
-//! of the KV blocks that come and go, in the wire format of any engine version. Offload tiers and prefill/decode hand-over are
-//! not simulated.
+//! of the KV blocks that come and go, on the GPU and the tiers below it, in the wire format of any engine version. `fleet` knows
+//! what each server of the process has cached: the oracle. Prefill/decode hand-over is not simulated.
 
 mod args;
+mod asked;
 mod config;
 mod config_file;
 mod dataset;
 mod duration;
 mod engine;
 mod fault;
+mod fleet;
 mod hash;
 mod http;
 mod instance;
@@ -39,9 +41,11 @@ pub use config_file::ConfigFile;
 pub use dataset::{Dataset, DatasetError};
 pub use engine::EngineConfig;
 pub use engine::latency::{FixedLatency, Latency, LatencyCalculator, StepCosts};
+pub use engine::tiers::{Medium, TierConfig};
 pub use fault::{Cut, CutAction, FailureInjection, FailureType, Faults};
+pub use fleet::{Fleet, Oracle};
 pub use instance::{Sim, SimError};
-pub use kv_events::{EventFaults, EventFormat, KvEventsConfig};
+pub use kv_events::{EventFaults, EventFormat, KvEventsConfig, SecondGroup};
 pub use live::Load;
 pub use metrics::fake::FakeMetrics;
 pub use profile::{Profile, all as profiles, find as find_profile};

@@ -6,7 +6,8 @@
 use crate::config::SimConfig;
 use crate::engine::latency::{FixedLatency, Latency};
 use crate::engine::record::BlockChange;
-use crate::engine::sequence::NewSequence;
+use crate::engine::sequence::{NewSequence, Prompt};
+use crate::engine::tiers::{LoadFrom, TierCount};
 use crate::engine::{AddError, Engine, EngineConfig, Event, FinishReason, Nanos, SeqId};
 use crate::lora::Adapters;
 use crate::metrics::{Metrics, Snapshot};
@@ -219,10 +220,22 @@ impl Live {
         self.core.lock().engine.set_fixed_latency(fixed);
     }
 
-    /// Forgets cached prefixes.
-    pub fn reset_prefix_cache(&self) {
+    /// Blocks at the start of a prompt that are on the GPU, and further ones below it.
+    pub fn cached_blocks(&self, prompt: &Prompt, from: LoadFrom) -> (usize, usize) {
+        let core = self.core.lock();
+        core.engine
+            .cached_blocks(&prompt.hashes, prompt.tokens, from)
+    }
+
+    /// Blocks at the start of a prompt that other engines may fetch.
+    pub fn offered_blocks(&self, prompt: &Prompt) -> usize {
+        self.core.lock().engine.offered_blocks(&prompt.hashes)
+    }
+
+    /// Forgets cached prefixes, those below the GPU only if `below`.
+    pub fn reset_prefix_cache(&self, below: bool) {
         let mut core = self.core.lock();
-        core.engine.reset_prefix_cache();
+        core.engine.reset_prefix_cache(below);
         core.tell_changes();
     }
 
@@ -244,6 +257,8 @@ impl Live {
             preemptions: core.engine.counters().preemptions,
             prefix_queries: core.engine.counters().prefix_queries,
             prefix_hits: core.engine.counters().prefix_hits,
+            loaded_hits: core.engine.counters().loaded_hits,
+            tiers: core.engine.tiers(),
             prompt_tokens: core.metrics.prompted(),
             generation_tokens: core.metrics.generated(),
         }
@@ -270,6 +285,9 @@ impl Live {
                 max_num_seqs: config.engine.max_num_seqs,
                 loras: Vec::new(),
                 max_loras: config.engine.max_loras,
+                tiers: core.engine.tiers(),
+                block_bytes: u64::from(config.engine.block_size) * config.kv_bytes_per_token,
+                oracle: self.shared.oracle.read(),
             };
             (snapshot, running, waiting)
         };
@@ -311,8 +329,12 @@ pub struct Load {
     pub preemptions: u64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_queries: u64,
-    /// Of these, found.
+    /// Of these, found on the GPU.
     pub prefix_hits: u64,
+    /// Of the others, loaded from below it.
+    pub loaded_hits: u64,
+    /// The tiers below the GPU.
+    pub tiers: Vec<TierCount>,
     /// Prompt tokens of sequences that got a first token.
     pub prompt_tokens: u64,
     /// Tokens generated.
@@ -324,6 +346,7 @@ pub struct Load {
 pub struct Progress {
     emitted: AtomicU32,
     cached: AtomicU32,
+    loaded: AtomicU32,
     /// 0 while it runs, else a finish reason.
     finish: AtomicU8,
     each_token: bool,
@@ -340,8 +363,14 @@ const REASONS: [FinishReason; 4] = [
 impl Progress {
     fn record(&self, event: &Event) {
         match event {
-            Event::Token { index, cached, .. } => {
+            Event::Token {
+                index,
+                cached,
+                loaded,
+                ..
+            } => {
                 self.cached.store(*cached, Ordering::Relaxed);
+                self.loaded.store(*loaded, Ordering::Relaxed);
                 self.emitted.store(index + 1, Ordering::Release);
                 if self.each_token {
                     self.waker.wake();
@@ -369,6 +398,11 @@ impl Progress {
         self.cached.load(Ordering::Relaxed)
     }
 
+    /// Of these, from below the GPU.
+    pub fn loaded(&self) -> u32 {
+        self.loaded.load(Ordering::Relaxed)
+    }
+
     /// Why it ended, once it has. Read before [`Progress::emitted`], which is then final.
     pub fn finish(&self) -> Option<FinishReason> {
         let code = self.finish.load(Ordering::Acquire);
@@ -387,7 +421,7 @@ pub struct SeqHandle {
 
 impl SeqHandle {
     /// How far it is.
-    pub fn progress(&self) -> &Progress {
+    pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
     }
 

@@ -4,10 +4,12 @@
 
 use crate::args::SimArgs;
 use crate::config::SimConfig;
+use crate::fleet::Fleet;
 use crate::instance::Sim;
 use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
 use std::future::Future;
+use std::sync::Arc;
 use std::thread;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -31,14 +33,16 @@ pub async fn run(args: SimArgs, shutdown: impl Future<Output = ()>) -> anyhow::R
     }
     let (stop, stopped) = watch::channel(());
     let (failed, mut failure) = mpsc::channel(threads);
+    let fleet = Arc::new(Fleet::default());
     let mut ready = Vec::new();
     let mut joins = Vec::new();
     for (at, hand) in hands.into_iter().enumerate() {
         let (tell, told) = oneshot::channel();
         let (stopped, failed) = (stopped.clone(), failed.clone());
+        let fleet = fleet.clone();
         let join = thread::Builder::new()
             .name(format!("sim-{at}"))
-            .spawn(move || worker(hand, tell, stopped, &failed))
+            .spawn(move || worker(hand, &fleet, tell, stopped, &failed))
             .context("cannot start a thread")?;
         ready.push(told);
         joins.push(join);
@@ -78,6 +82,7 @@ type Announcement = (u16, String);
 
 fn worker(
     configs: Vec<SimConfig>,
+    fleet: &Arc<Fleet>,
     ready: oneshot::Sender<anyhow::Result<Vec<Announcement>>>,
     stopped: watch::Receiver<()>,
     failed: &mpsc::Sender<anyhow::Error>,
@@ -86,7 +91,7 @@ fn worker(
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(serve(configs, ready, stopped, failed)),
+        Ok(runtime) => runtime.block_on(serve(configs, fleet, ready, stopped, failed)),
         Err(error) => {
             let _ = ready.send(Err(anyhow!(error).context("cannot start a runtime")));
         }
@@ -95,6 +100,7 @@ fn worker(
 
 async fn serve(
     configs: Vec<SimConfig>,
+    fleet: &Arc<Fleet>,
     ready: oneshot::Sender<anyhow::Result<Vec<Announcement>>>,
     mut stopped: watch::Receiver<()>,
     failed: &mpsc::Sender<anyhow::Error>,
@@ -102,7 +108,7 @@ async fn serve(
     let mut sims = Vec::new();
     let mut lines = Vec::new();
     for config in configs {
-        match Sim::start(config).await {
+        match Sim::start_among(config, fleet).await {
             Ok(sim) => {
                 lines.push((sim.addr().port(), announcement(&sim)));
                 sims.push(sim);

@@ -1,8 +1,11 @@
 //! What a server keeps across crashes: configuration, live settings, faults, statistics.
 
+use crate::asked::AskedLog;
 use crate::config::SimConfig;
 use crate::engine::latency::FixedLatency;
+use crate::engine::tiers::TierCount;
 use crate::fault::{FailureInjection, Faults, RequestFault};
+use crate::fleet::{Fleet, OracleCounts};
 use crate::kv_events::Publisher;
 use crate::live::{Live, Load};
 use crate::metrics::fake::FakeMetrics;
@@ -66,6 +69,12 @@ pub struct Shared {
     pub crash: Notify,
     /// Publishes KV events.
     pub events: Option<Arc<Publisher>>,
+    /// The servers of this process.
+    pub fleet: Arc<Fleet>,
+    /// What arrived here against the best choice.
+    pub oracle: OracleCounts,
+    /// The latest requests.
+    pub asked: AskedLog,
     /// The incarnation that runs.
     pub live: Mutex<Option<Arc<Live>>>,
     faults: Mutex<Faults>,
@@ -76,7 +85,12 @@ pub struct Shared {
 
 impl Shared {
     /// A server that is about to start.
-    pub fn new(config: SimConfig, events: Option<Arc<Publisher>>, addr: SocketAddr) -> Self {
+    pub fn new(
+        config: SimConfig,
+        events: Option<Arc<Publisher>>,
+        fleet: Arc<Fleet>,
+        addr: SocketAddr,
+    ) -> Self {
         let latency = match &config.engine.latency {
             crate::engine::latency::Latency::Fixed(fixed) => Some(fixed.clone()),
             crate::engine::latency::Latency::Batched(_) => None,
@@ -84,6 +98,9 @@ impl Shared {
         Shared {
             addr,
             events,
+            fleet,
+            oracle: OracleCounts::default(),
+            asked: AskedLog::default(),
             lying: AtomicBool::new(config.faults.lying_health),
             settings: Mutex::new(Settings {
                 failures: config.failures.clone(),
@@ -260,9 +277,22 @@ impl SimStats {
             "preemptions": self.load.preemptions,
             "prefix_queries": self.load.prefix_queries,
             "prefix_hits": self.load.prefix_hits,
+            "loaded_hits": self.load.loaded_hits,
+            "tiers": self.load.tiers.iter().map(tier).collect::<Vec<_>>(),
             "prompt_tokens": self.load.prompt_tokens,
             "generation_tokens": self.load.generation_tokens,
             "unknown": self.unknown,
         })
     }
+}
+
+fn tier(count: &TierCount) -> Value {
+    json!({
+        "medium": format!("{:?}", count.medium).to_lowercase(),
+        "blocks": count.blocks,
+        "cached_blocks": count.cached,
+        "stored_blocks": count.stored,
+        "loaded_blocks": count.loaded,
+        "load_seconds": count.load_time as f64 * 1e-9,
+    })
 }

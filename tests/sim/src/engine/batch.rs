@@ -1,6 +1,7 @@
 //! The step scheduler: which tokens the next step computes, who is thrown out when blocks run short.
 
 use super::latency::{StepCosts, StepWork};
+use super::tiers::Load;
 use super::{Engine, Event, FinishReason, Nanos};
 
 /// Tokens of one sequence inside a step.
@@ -44,12 +45,22 @@ impl<T> Engine<T> {
                     .front()
                     .and_then(|slot| self.at(*slot))
                     .map(|seq| seq.times.arrival);
-                start = start.max(arrival?);
+                let next = arrival.into_iter().chain(self.next_load()).min();
+                start = start.max(next?);
+                if start > now {
+                    return Some(start);
+                }
             }
             self.clock = start;
             self.step = self.schedule(costs, start, sink);
-            if self.step.is_none() && self.waiting.is_empty() && self.running.is_empty() {
-                return None;
+            if self.step.is_none() && self.running.is_empty() {
+                match self.next_load() {
+                    // Whoever waits needs the blocks of those that are being loaded.
+                    Some(ready) if ready > now => return Some(ready),
+                    Some(ready) => self.clock = self.clock.max(ready),
+                    None if self.waiting.is_empty() => return None,
+                    None => {}
+                }
             }
         }
     }
@@ -82,6 +93,7 @@ impl<T> Engine<T> {
         let mut budget = self.config.max_num_batched_tokens;
         let mut lora_load = 0;
 
+        self.land(start);
         let preempted = self.schedule_running(&mut budget, &mut chunks, &mut work);
         if !preempted {
             lora_load = self.schedule_waiting(start, &mut budget, &mut chunks, &mut work, sink);
@@ -155,7 +167,7 @@ impl<T> Engine<T> {
     ) -> Nanos {
         let mut lora_load = 0;
         let mut next = 0;
-        while *budget > 0 && self.running.len() < self.config.max_num_seqs {
+        while *budget > 0 && self.running.len() + self.loading.len() < self.config.max_num_seqs {
             let Some(&slot) = self.waiting.get(next) else {
                 break;
             };
@@ -169,11 +181,18 @@ impl<T> Engine<T> {
                 next += 1;
                 continue;
             }
-            let hits = self.prefix_hits(seq);
-            let hit_tokens = hits.len() as u32 * self.config.block_size;
-            let tokens = (known - hit_tokens).min(*budget);
-            let missing = self.blocks_for((hit_tokens + tokens) as usize) - hits.len();
-            let revived = hits
+            let found = self.find(seq);
+            let hit_tokens = found.gpu.len() as u32 * self.config.block_size;
+            let loaded = found.below.len() as u32 * self.config.block_size;
+            // What is loaded comes first; the rest is computed when it is there.
+            let tokens = match loaded {
+                0 => (known - hit_tokens).min(*budget),
+                _ => 0,
+            };
+            let end = hit_tokens + loaded + tokens;
+            let missing = self.blocks_for(end as usize) - found.gpu.len();
+            let revived = found
+                .gpu
                 .iter()
                 .filter(|block| self.pool.is_free(**block))
                 .count();
@@ -181,20 +200,29 @@ impl<T> Engine<T> {
                 break;
             }
             self.waiting.remove(next);
-            if !self.account_prefix(slot, hit_tokens, start) {
+            if !self.account_prefix(slot, hit_tokens, loaded, start) {
                 self.finish(slot, FinishReason::CacheThreshold, sink);
                 continue;
             }
-            for block in &hits {
+            for block in &found.gpu {
                 self.pool.share(*block);
             }
+            let ready = self.start_load(slot, &found, start);
             if let Some(seq) = self.seqs.get_mut(slot as usize).and_then(Option::as_mut) {
-                seq.sealed = hits.len();
+                seq.sealed = found.gpu.len();
                 seq.computed = hit_tokens;
-                seq.blocks = hits;
+                seq.blocks = found.gpu;
             }
-            self.grow(slot, hit_tokens + tokens);
+            self.grow(slot, end);
             lora_load += self.touch_lora(lora);
+            if loaded > 0 {
+                self.loading.push(Load {
+                    slot,
+                    ready,
+                    computed: end,
+                });
+                continue;
+            }
             self.running.push(slot);
             *budget -= tokens;
             work.prefill_tokens += u64::from(tokens);

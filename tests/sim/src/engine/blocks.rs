@@ -5,6 +5,7 @@
 //! cached block is the one that loses its contents. This is vLLM's `FreeKVCacheBlockQueue` rule.
 
 use super::record::BlockChange;
+use super::tiers::Medium;
 use crate::hash::HashKeyed;
 #[cfg(test)]
 use std::collections::HashMap;
@@ -24,13 +25,14 @@ struct Block {
     next: BlockId,
 }
 
-/// All KV blocks of one engine.
+/// All KV blocks of one tier of an engine.
 pub struct BlockPool {
     blocks: Vec<Block>,
     cached: HashKeyed<BlockId>,
     head: BlockId,
     tail: BlockId,
     free: usize,
+    medium: Medium,
     changes: Option<Vec<BlockChange>>,
 }
 
@@ -52,6 +54,7 @@ impl BlockPool {
             head: NONE,
             tail: NONE,
             free: 0,
+            medium: Medium::Gpu,
             changes: None,
         };
         for id in 0..total {
@@ -63,6 +66,12 @@ impl BlockPool {
     /// The same pool, which writes down what changes if `on`.
     pub fn recording(mut self, on: bool) -> Self {
         self.changes = on.then(Vec::new);
+        self
+    }
+
+    /// The same pool in another place than the GPU.
+    pub fn on(mut self, medium: Medium) -> Self {
+        self.medium = medium;
         self
     }
 
@@ -124,7 +133,8 @@ impl BlockPool {
         if let Some(hash) = self.blocks[id as usize].hash.take() {
             self.cached.remove(&hash);
             if let Some(name) = self.blocks[id as usize].name.take() {
-                self.record(|changes| changes.push(BlockChange::Removed(name)));
+                let medium = self.medium;
+                self.record(|changes| changes.push(BlockChange::Removed { name, medium }));
             }
         }
         self.blocks[id as usize].refs = 1;
@@ -140,6 +150,29 @@ impl BlockPool {
             return true;
         }
         false
+    }
+
+    /// Keeps contents that nobody uses, as the most recently used. Returns whether they are new here.
+    pub fn keep(&mut self, hash: u64, name: Option<u64>) -> bool {
+        if self.touch(hash) {
+            return false;
+        }
+        let Some(id) = self.allocate() else {
+            return false;
+        };
+        let new = self.seal(id, hash, name);
+        self.release(id);
+        new
+    }
+
+    /// Marks contents as the most recently used, if they are here.
+    pub fn touch(&mut self, hash: u64) -> bool {
+        let Some(id) = self.lookup(hash) else {
+            return false;
+        };
+        self.share(id);
+        self.release(id);
+        true
     }
 
     /// One user fewer. The last one sends the block to the end of the free list, contents kept.
@@ -164,12 +197,15 @@ impl BlockPool {
             }
             block.refs > 0
         });
-        let all = self.cached.is_empty();
+        // Only the GPU's cache has an event for losing everything.
+        let all = self.cached.is_empty() && self.medium == Medium::Gpu;
+        let medium = self.medium;
         self.record(|changes| {
             if all {
                 changes.push(BlockChange::Cleared(forgotten));
             } else {
-                changes.extend(forgotten.into_iter().map(BlockChange::Removed));
+                let removed = |name| BlockChange::Removed { name, medium };
+                changes.extend(forgotten.into_iter().map(removed));
             }
         });
     }

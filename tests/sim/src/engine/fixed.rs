@@ -84,11 +84,13 @@ impl<T> Engine<T> {
             }
             let start = now.max(seq.times.arrival);
             let total = seq.prompt_tokens + seq.output.len() as u32;
-            let hits = self.prefix_hits(seq);
-            let hit_tokens = hits.len() as u32 * self.config.block_size;
-            let uncached = seq.prompt_tokens - hit_tokens;
-            let missing = self.blocks_for(total as usize) - hits.len();
-            let revived = hits
+            let found = self.find(seq);
+            let hit_tokens = found.gpu.len() as u32 * self.config.block_size;
+            let loaded = found.below.len() as u32 * self.config.block_size;
+            let uncached = seq.prompt_tokens - hit_tokens - loaded;
+            let missing = self.blocks_for(total as usize) - found.gpu.len();
+            let revived = found
+                .gpu
                 .iter()
                 .filter(|block| self.pool.is_free(**block))
                 .count();
@@ -96,23 +98,24 @@ impl<T> Engine<T> {
                 break;
             }
             self.waiting.remove(next);
-            if !self.account_prefix(slot, hit_tokens, start) {
+            if !self.account_prefix(slot, hit_tokens, loaded, start) {
                 self.finish(slot, FinishReason::CacheThreshold, sink);
                 continue;
             }
-            for block in &hits {
+            for block in &found.gpu {
                 self.pool.share(*block);
             }
-            let prompt_tokens = hit_tokens + uncached;
+            let ready = self.start_load(slot, &found, start);
+            let prompt_tokens = hit_tokens + loaded + uncached;
             if let Some(seq) = self.seqs.get_mut(slot as usize).and_then(Option::as_mut) {
-                seq.sealed = hits.len();
-                seq.blocks = hits;
+                seq.sealed = found.gpu.len();
+                seq.blocks = found.gpu;
             }
             self.grow(slot, total);
             self.set_computed(slot, prompt_tokens);
             self.running.push(slot);
             let load = self.touch_lora(lora);
-            let at = start
+            let at = ready
                 .saturating_add(load)
                 .saturating_add(self.fixed_time(Some(uncached)));
             self.due.push(Due { at, order, slot });

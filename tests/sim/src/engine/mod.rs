@@ -13,12 +13,18 @@ pub mod record;
 pub mod sequence;
 #[cfg(test)]
 mod tests;
+pub mod tiers;
+#[cfg(test)]
+mod tiers_tests;
 
-use blocks::{BlockId, BlockPool};
+#[cfg(test)]
+use blocks::BlockId;
+use blocks::BlockPool;
 use latency::Latency;
 use naming::Naming;
 use sequence::{NewSequence, Sequence, Times};
 use std::collections::{BinaryHeap, VecDeque};
+use tiers::{Load, TierConfig, Tiers};
 
 /// Virtual time in nanoseconds.
 pub type Nanos = u64;
@@ -63,6 +69,12 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Whether finished prefixes are found again.
     pub prefix_caching: bool,
+    /// Tiers below the GPU, fastest first.
+    pub tiers: Vec<TierConfig>,
+    /// Whether blocks of generated tokens go to the tiers too.
+    pub offload_generated: bool,
+    /// Time to load one block from another engine.
+    pub peer_load_block: Nanos,
     /// Whether changes of the cache are recorded.
     pub record_changes: bool,
     /// Different LoRA adapters in one batch.
@@ -118,6 +130,8 @@ pub enum Event {
         gap: Option<Nanos>,
         /// Prompt tokens that came from the cache.
         cached: u32,
+        /// Of these, loaded from below the GPU.
+        loaded: u32,
         /// Tokens in the prompt.
         prompt_tokens: u32,
         /// When it arrived, was scheduled and so on.
@@ -143,8 +157,10 @@ pub struct Counters {
     pub preemptions: u64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_queries: u64,
-    /// Of these, found.
+    /// Of these, found on the GPU.
     pub prefix_hits: u64,
+    /// Of the others, loaded from below it.
+    pub loaded_hits: u64,
     /// Engine steps.
     pub steps: u64,
 }
@@ -158,6 +174,8 @@ pub struct Engine<T> {
     waiting: VecDeque<u32>,
     running: Vec<u32>,
     pool: BlockPool,
+    tiers: Tiers,
+    loading: Vec<Load>,
     resident_loras: VecDeque<u32>,
     counters: Counters,
     /// End of the latest step.
@@ -173,6 +191,8 @@ impl<T> Engine<T> {
     pub fn new(config: EngineConfig) -> Self {
         Engine {
             pool: BlockPool::new(config.num_blocks).recording(config.record_changes),
+            tiers: Tiers::new(&config.tiers, config.peer_load_block, config.record_changes),
+            loading: Vec::new(),
             rng: fastrand::Rng::with_seed(config.seed),
             config,
             seqs: Vec::new(),
@@ -224,7 +244,8 @@ impl<T> Engine<T> {
     /// Sequences that [`Engine::add`] would still take. Those that find a free place in the batch at the next step do not
     /// count against the waiting limit.
     pub fn room(&self) -> usize {
-        let places = self.config.max_num_seqs.saturating_sub(self.running.len());
+        let taken = self.running.len() + self.loading.len();
+        let places = self.config.max_num_seqs.saturating_sub(taken);
         (self.config.max_waiting.saturating_add(places)).saturating_sub(self.waiting.len())
     }
 
@@ -260,9 +281,9 @@ impl<T> Engine<T> {
         }
     }
 
-    /// Sequences in the waiting queue.
+    /// Sequences in the waiting queue, those included whose blocks are being loaded.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.loading.len()
     }
 
     /// Sequences in the batch.
@@ -288,9 +309,12 @@ impl<T> Engine<T> {
         self.counters
     }
 
-    /// Forgets every cached prefix that is not in use.
-    pub fn reset_prefix_cache(&mut self) {
+    /// Forgets every cached prefix that is not in use, below the GPU only if `below`.
+    pub fn reset_prefix_cache(&mut self, below: bool) {
         self.pool.reset_cache();
+        if below {
+            self.tiers.reset();
+        }
     }
 
     /// Adapters of the running and of the waiting sequences, each once, in order of first use.
@@ -305,7 +329,12 @@ impl<T> Engine<T> {
             seen
         };
         (
-            distinct(&mut self.running.iter()),
+            distinct(
+                &mut self
+                    .running
+                    .iter()
+                    .chain(self.loading.iter().map(|load| &load.slot)),
+            ),
             distinct(&mut self.waiting.iter()),
         )
     }
@@ -320,19 +349,6 @@ impl<T> Engine<T> {
 
     fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.config.block_size as usize)
-    }
-
-    /// Cached blocks at the start of the sequence. At least one token is always left to compute.
-    fn prefix_hits(&self, seq: &Sequence<T>) -> Vec<BlockId> {
-        if !self.config.prefix_caching {
-            return Vec::new();
-        }
-        let limit = (seq.known().saturating_sub(1) / self.config.block_size) as usize;
-        seq.hashes()
-            .iter()
-            .take(limit)
-            .map_while(|hash| self.pool.lookup(*hash))
-            .collect()
     }
 
     /// Gives the sequence enough blocks for `tokens` tokens, or changes nothing.
@@ -377,6 +393,7 @@ impl<T> Engine<T> {
     fn remove(&mut self, slot: u32) {
         self.release_blocks(slot);
         self.running.retain(|other| *other != slot);
+        self.loading.retain(|load| load.slot != slot);
         if self
             .seqs
             .get_mut(slot as usize)
@@ -388,7 +405,7 @@ impl<T> Engine<T> {
     }
 
     /// Counts the look-up of a sequence that is scheduled for the first time. False when its cache threshold is not met.
-    fn account_prefix(&mut self, slot: u32, hit_tokens: u32, now: Nanos) -> bool {
+    fn account_prefix(&mut self, slot: u32, hit_tokens: u32, loaded: u32, now: Nanos) -> bool {
         let Some(seq) = self.seqs.get_mut(slot as usize).and_then(Option::as_mut) else {
             return true;
         };
@@ -396,11 +413,13 @@ impl<T> Engine<T> {
             return true;
         }
         seq.times.scheduled = Some(now);
-        seq.cached = hit_tokens;
+        seq.cached = hit_tokens + loaded;
+        seq.loaded = loaded;
         self.counters.prefix_queries += u64::from(seq.prompt_tokens);
         self.counters.prefix_hits += u64::from(hit_tokens);
+        self.counters.loaded_hits += u64::from(loaded);
         seq.cache_hit_threshold.is_none_or(|threshold| {
-            f64::from(hit_tokens) >= threshold * f64::from(seq.prompt_tokens)
+            f64::from(hit_tokens + loaded) >= threshold * f64::from(seq.prompt_tokens)
         })
     }
 
@@ -440,7 +459,8 @@ impl<T> Engine<T> {
         seq.times.last_token = Some(at);
         let index = seq.emitted;
         seq.append(block_size);
-        let (cached, prompt_tokens, times) = (seq.cached, seq.prompt_tokens, seq.times);
+        let (cached, loaded) = (seq.cached, seq.loaded);
+        let (prompt_tokens, times) = (seq.prompt_tokens, seq.times);
         sink(
             &seq.payload,
             Event::Token {
@@ -448,6 +468,7 @@ impl<T> Engine<T> {
                 at,
                 gap,
                 cached,
+                loaded,
                 prompt_tokens,
                 times,
             },

@@ -14,6 +14,8 @@ pub struct Identity {
     pub lora: Option<(u32, String, String)>,
     /// Cache salt.
     pub salt: Option<String>,
+    /// The conversation, which is told and enters no hash.
+    pub session: Option<String>,
 }
 
 /// How names are made.

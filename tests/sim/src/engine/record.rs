@@ -1,6 +1,7 @@
 //! What changes in the KV cache, for those who follow it.
 
 use super::naming::Identity;
+use super::tiers::Medium;
 use super::{Engine, Naming};
 use std::sync::Arc;
 
@@ -17,17 +18,27 @@ pub enum BlockChange {
         tokens: Vec<u32>,
         /// Whose they are.
         identity: Arc<Identity>,
+        /// Where.
+        medium: Medium,
     },
     /// A block cannot be found any more.
-    Removed(u64),
-    /// Nothing can be found any more. These could.
+    Removed {
+        /// Its name.
+        name: u64,
+        /// Where it was.
+        medium: Medium,
+    },
+    /// Nothing can be found on the GPU any more. These could.
     Cleared(Vec<u64>),
 }
 
 impl<T> Engine<T> {
     /// The changes since the last call. None unless the engine records them.
     pub fn take_changes(&mut self) -> Vec<BlockChange> {
-        self.pool.take_changes()
+        let mut changes = self.pool.take_changes();
+        // After the GPU's: what a lower tier tells of a block says less.
+        self.tiers.take_changes(&mut changes);
+        changes
     }
 
     /// Makes the full blocks among `computed` tokens findable.
@@ -41,11 +52,14 @@ impl<T> Engine<T> {
             if let (Some(block), Some(hash)) = (seq.blocks.get(at), seq.hashes().get(at)) {
                 let naming = seq.naming.as_ref();
                 let name = naming.and_then(|naming| naming.name(at));
-                if self.pool.seal(*block, *hash, name)
-                    && let (Some(naming), Some(name)) = (naming, name)
-                {
-                    self.pool
-                        .record(|changes| stored(changes, naming, at, name));
+                let new = self.pool.seal(*block, *hash, name);
+                if let (true, Some(naming)) = (new, naming) {
+                    let record = |changes: &mut Vec<_>| stored(changes, naming, at, Medium::Gpu);
+                    self.pool.record(record);
+                }
+                let end = (at as u32 + 1) * self.config.block_size;
+                if end <= seq.prompt_tokens || self.config.offload_generated {
+                    self.tiers.store(*hash, name, naming, at);
                 }
             }
             seq.sealed += 1;
@@ -53,16 +67,22 @@ impl<T> Engine<T> {
     }
 }
 
-fn stored(changes: &mut Vec<BlockChange>, naming: &Naming, at: usize, name: u64) {
+/// Writes down that block `at` can now be found on `medium`.
+pub(super) fn stored(changes: &mut Vec<BlockChange>, naming: &Naming, at: usize, on: Medium) {
+    let Some(name) = naming.name(at) else {
+        return;
+    };
     let parent = at.checked_sub(1).and_then(|before| naming.name(before));
     if let Some(BlockChange::Stored {
         names,
         tokens,
         identity,
+        medium,
         ..
     }) = changes.last_mut()
         && parent.is_some()
         && names.last().copied() == parent
+        && *medium == on
         && Arc::ptr_eq(identity, naming.identity())
     {
         names.push(name);
@@ -74,5 +94,6 @@ fn stored(changes: &mut Vec<BlockChange>, naming: &Naming, at: usize, name: u64)
         parent,
         tokens: naming.tokens(at).to_vec(),
         identity: naming.identity().clone(),
+        medium: on,
     });
 }

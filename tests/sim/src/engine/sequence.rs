@@ -1,6 +1,7 @@
 //! What the engine knows of one sequence: its tokens, the hashes of its blocks, its place in time.
 
 use super::blocks::BlockId;
+use super::tiers::LoadFrom;
 use super::{FinishReason, Naming, Nanos};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -78,6 +79,10 @@ pub struct NewSequence {
     pub naming: Option<Naming>,
     /// Ends at once with [`FinishReason::CacheThreshold`] when a smaller share of the prompt is cached.
     pub cache_hit_threshold: Option<f64>,
+    /// From which tiers its prefix may be loaded.
+    pub load_from: LoadFrom,
+    /// Blocks at the start of the prompt that another engine lends.
+    pub peer_blocks: usize,
 }
 
 /// When a sequence got where. Virtual time.
@@ -102,6 +107,8 @@ pub(super) struct Sequence<T> {
     pub lora: Option<u32>,
     pub naming: Option<Naming>,
     pub cache_hit_threshold: Option<f64>,
+    pub load_from: LoadFrom,
+    pub peer_blocks: usize,
     pub times: Times,
     /// Tokens generated so far.
     pub emitted: u32,
@@ -109,6 +116,8 @@ pub(super) struct Sequence<T> {
     pub computed: u32,
     /// Prompt tokens found in the cache when it was first scheduled.
     pub cached: u32,
+    /// Of these, loaded from below the GPU.
+    pub loaded: u32,
     pub blocks: Vec<BlockId>,
     /// Blocks made findable so far.
     pub sealed: usize,
@@ -128,6 +137,8 @@ impl<T> Sequence<T> {
             lora: new.lora,
             naming: new.naming,
             cache_hit_threshold: new.cache_hit_threshold,
+            load_from: new.load_from,
+            peer_blocks: new.peer_blocks,
             times: Times {
                 arrival,
                 ..Times::default()
@@ -135,6 +146,7 @@ impl<T> Sequence<T> {
             emitted: 0,
             computed: 0,
             cached: 0,
+            loaded: 0,
             blocks: Vec::new(),
             sealed: 0,
             root: new.prompt.root,
@@ -207,6 +219,8 @@ mod tests {
             lora: None,
             naming: None,
             cache_hit_threshold: None,
+            load_from: LoadFrom::default(),
+            peer_blocks: 0,
         };
         let mut seq = Sequence::new((), new, 0, 0);
         while !seq.done() {

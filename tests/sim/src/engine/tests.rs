@@ -3,6 +3,7 @@
 
 use super::latency::{FixedLatency, StepCosts};
 use super::sequence::{Prompt, root_hash};
+use super::tiers::LoadFrom;
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -16,13 +17,16 @@ const COSTS: StepCosts = StepCosts {
     context_token: 60.0,
 };
 
-fn config() -> EngineConfig {
+pub(super) fn config() -> EngineConfig {
     EngineConfig {
         max_num_seqs: 256,
         max_num_batched_tokens: 2048,
         block_size: 16,
         num_blocks: 10_000,
         max_waiting: 1000,
+        tiers: Vec::new(),
+        offload_generated: false,
+        peer_load_block: 0,
         record_changes: false,
         prefix_caching: true,
         max_loras: 2,
@@ -34,7 +38,7 @@ fn config() -> EngineConfig {
     }
 }
 
-fn sequence(prompt: &[u32], output: u32, block_size: u32) -> NewSequence {
+pub(super) fn sequence(prompt: &[u32], output: u32, block_size: u32) -> NewSequence {
     NewSequence {
         prompt: Prompt::new(prompt, block_size, 0),
         output: (0..output)
@@ -45,15 +49,17 @@ fn sequence(prompt: &[u32], output: u32, block_size: u32) -> NewSequence {
         lora: None,
         naming: None,
         cache_hit_threshold: None,
+        load_from: LoadFrom::default(),
+        peer_blocks: 0,
     }
 }
 
-fn unique(n: u32, salt: u32) -> Vec<u32> {
+pub(super) fn unique(n: u32, salt: u32) -> Vec<u32> {
     (0..n).map(|i| i * 7919 + salt).collect()
 }
 
 /// Runs until nothing is left, checking on the way; returns the events with their payload and the end time.
-fn drain(engine: &mut Engine<u64>, mut now: Nanos) -> (Vec<(u64, Event)>, Nanos) {
+pub(super) fn drain(engine: &mut Engine<u64>, mut now: Nanos) -> (Vec<(u64, Event)>, Nanos) {
     let mut events = Vec::new();
     while let Some(next) = engine.advance(now, &mut |id, event| events.push((*id, event))) {
         check(engine);
@@ -63,7 +69,7 @@ fn drain(engine: &mut Engine<u64>, mut now: Nanos) -> (Vec<(u64, Event)>, Nanos)
 }
 
 /// Every block is used by exactly the sequences that list it, and limits hold.
-fn check<T>(engine: &Engine<T>) {
+pub(super) fn check<T>(engine: &Engine<T>) {
     let mut uses: HashMap<BlockId, u32> = HashMap::new();
     for seq in engine.seqs.iter().flatten() {
         for block in &seq.blocks {
@@ -76,7 +82,7 @@ fn check<T>(engine: &Engine<T>) {
     assert!(engine.running.len() <= engine.config.max_num_seqs);
     assert!(engine.loras().0.len() <= engine.config.max_loras);
     let alive = engine.seqs.iter().flatten().count();
-    assert_eq!(alive, engine.running.len() + engine.waiting.len());
+    assert_eq!(alive, engine.running.len() + engine.waiting());
     for slot in &engine.waiting {
         assert!(
             engine.at(*slot).unwrap().blocks.is_empty(),
@@ -85,7 +91,7 @@ fn check<T>(engine: &Engine<T>) {
     }
 }
 
-fn time_to_first(events: &[(u64, Event)], id: u64) -> Nanos {
+pub(super) fn time_to_first(events: &[(u64, Event)], id: u64) -> Nanos {
     events
         .iter()
         .find_map(|(who, event)| match event {

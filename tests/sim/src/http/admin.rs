@@ -1,4 +1,4 @@
-//! Steering a running simulator: `/admin/config`, `/sim/fault`, `/sim/stats`.
+//! Steering a running simulator: `/admin/config`, `/sim/fault`, `/sim/stats`, `/sim/oracle`, `/sim/requests`.
 
 use super::body::SimBody;
 use super::error::ApiError;
@@ -37,6 +37,10 @@ fn show(call: &Call) -> Value {
         "block-size": engine.block_size,
         "num-gpu-blocks": engine.num_blocks,
         "enable-prefix-caching": engine.prefix_caching,
+        "tiers": engine.tiers.iter().map(|tier| json!({
+            "medium": format!("{:?}", tier.medium).to_lowercase(), "blocks": tier.blocks,
+            "block-load-time": duration::format(Duration::from_nanos(tier.load_block)),
+        })).collect::<Vec<_>>(),
         "time-scale": config.time_scale,
         "seed": config.seed,
         "mode": config.mode.to_possible_value().map(|value| value.get_name().to_owned()),
@@ -182,4 +186,20 @@ pub fn set_fault(call: &Call) -> Result<Response<SimBody>, ApiError> {
 /// `GET /sim/stats`.
 pub fn stats(call: &Call) -> Response<SimBody> {
     ok_json(&call.live.shared.stats().to_json())
+}
+
+/// `GET /sim/oracle`: what the servers of this process had cached of the prompts that arrived, and what the best of them had.
+pub fn oracle(call: &Call) -> Response<SimBody> {
+    ok_json(&call.live.shared.fleet.oracle())
+}
+
+/// `POST /sim/oracle`: the sums start anew.
+pub fn reset_oracle(call: &Call) -> Response<SimBody> {
+    call.live.shared.fleet.reset_oracle();
+    oracle(call)
+}
+
+/// `GET /sim/requests`: the latest requests, what they asked of the cache and what they got, the latest first.
+pub fn requests(call: &Call) -> Response<SimBody> {
+    ok_json(&call.live.shared.asked.to_json())
 }

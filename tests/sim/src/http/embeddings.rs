@@ -74,6 +74,7 @@ pub async fn embeddings(call: Call) -> Result<Response<SimBody>, ApiError> {
             max_tokens: Some(1),
             ..Sampling::default()
         },
+        model: model.name.clone(),
         lora: model.lora(),
         root: model.root(None),
         cache_hit_threshold: None,

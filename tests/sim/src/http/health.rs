@@ -28,14 +28,16 @@ pub fn metrics(call: &Call) -> Response<SimBody> {
 pub fn sleep(call: &Call) -> Response<SimBody> {
     if call.live.config().sleep_mode {
         call.live.asleep.store(true, Ordering::Relaxed);
-        call.live.reset_prefix_cache();
+        call.live.reset_prefix_cache(false);
     }
     respond(200, json_type(), Vec::new())
 }
 
-/// `POST /reset_prefix_cache`: forgets every cached prefix that is not in use.
+/// `POST /reset_prefix_cache`: forgets every cached prefix that is not in use; with `reset_external=true` also below the GPU.
 pub fn reset_prefix_cache(call: &Call) -> Response<SimBody> {
-    call.live.reset_prefix_cache();
+    let below = |pair: &str| pair.eq_ignore_ascii_case("reset_external=true");
+    let below = call.query.split('&').any(below);
+    call.live.reset_prefix_cache(below);
     respond(200, json_type(), Vec::new())
 }
 

@@ -6,6 +6,7 @@ mod embeddings;
 pub mod error;
 mod generate;
 mod health;
+mod hints;
 mod input;
 mod json;
 mod kv_events;
@@ -85,6 +86,9 @@ enum Action {
     Fault,
     SetFault,
     Stats,
+    Oracle,
+    ResetOracle,
+    Requests,
 }
 
 impl Action {
@@ -106,6 +110,9 @@ impl Action {
                 | Action::Fault
                 | Action::SetFault
                 | Action::Stats
+                | Action::Oracle
+                | Action::ResetOracle
+                | Action::Requests
                 | Action::KvEvents
                 | Action::SetKvEvents
         )
@@ -150,6 +157,8 @@ fn route(path: &str, trtllm: bool) -> &'static [(Method, Action)] {
         "/admin/config" => &[(GET, Config), (POST, SetConfig)],
         "/sim/fault" => &[(GET, Fault), (POST, SetFault)],
         "/sim/stats" => &[(GET, Stats)],
+        "/sim/oracle" => &[(GET, Oracle), (POST, ResetOracle)],
+        "/sim/requests" => &[(GET, Requests)],
         _ => &[],
     }
 }
@@ -353,6 +362,9 @@ async fn perform(call: Call, action: Action) -> Result<Response<SimBody>, ApiErr
         Action::Fault => Ok(admin::fault(&call)),
         Action::SetFault => admin::set_fault(&call),
         Action::Stats => Ok(admin::stats(&call)),
+        Action::Oracle => Ok(admin::oracle(&call)),
+        Action::ResetOracle => Ok(admin::reset_oracle(&call)),
+        Action::Requests => Ok(admin::requests(&call)),
     }
 }
 

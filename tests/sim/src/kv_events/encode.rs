@@ -1,8 +1,7 @@
-//! Batches as the engines write them: MessagePack of vLLM and SGLang, JSON of TensorRT-LLM.
+//! Batches as vLLM and SGLang write them, in MessagePack.
 
 use super::EventFormat;
-use crate::engine::record::BlockChange;
-use serde_json::{Value, json};
+use super::outline::Told;
 
 /// Appends MessagePack.
 #[derive(Default)]
@@ -89,19 +88,13 @@ impl Pack {
 }
 
 /// One message's payload.
-pub(super) fn batch(
-    format: EventFormat,
-    time: f64,
-    changes: &[BlockChange],
-    block_size: u32,
-    rank: u32,
-) -> Vec<u8> {
+pub(super) fn batch(format: EventFormat, time: f64, events: &[Told<'_>], rank: u32) -> Vec<u8> {
     let mut pack = Pack::default();
     pack.array(3);
     pack.float(time);
-    pack.array(changes.len());
-    for change in changes {
-        event(&mut pack, format, change, block_size);
+    pack.array(events.len());
+    for told in events {
+        event(&mut pack, format, told);
     }
     if format == EventFormat::Sglang055 {
         pack.nil();
@@ -126,7 +119,7 @@ impl Fields<'_> {
     }
 }
 
-fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size: u32) {
+fn event(pack: &mut Pack, format: EventFormat, told: &Told<'_>) {
     use EventFormat::*;
     let sglang = format.is_sglang();
     let named = matches!(format, Vllm025 | Vllm027 | Vllm033 | Sglang0523);
@@ -137,8 +130,8 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
             pack.uint(name);
         }
     };
-    let has_medium = !matches!(format, Vllm09 | Sglang055);
-    let has_group = !sglang && format >= Vllm020;
+    let has_medium = format.has_medium();
+    let has_group = format.has_groups();
     let mut begin = |tag: &str, fields: usize| {
         if named {
             pack.map(fields + 1);
@@ -148,9 +141,13 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
         }
         pack.str(tag);
     };
-    match change {
-        BlockChange::Cleared(_) => begin("AllBlocksCleared", 0),
-        BlockChange::Removed(name) => {
+    match told {
+        Told::Cleared => begin("AllBlocksCleared", 0),
+        Told::Removed {
+            name,
+            medium,
+            group,
+        } => {
             begin(
                 "BlockRemoved",
                 1 + usize::from(has_medium) + usize::from(has_group),
@@ -159,20 +156,23 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
             fields.name("block_hashes").array(1);
             hash(fields.pack, *name);
             if has_medium {
-                fields.name("medium").str("GPU");
+                fields.name("medium").str(format.medium(*medium));
             }
             if has_group {
-                fields.name("group_idx").uint(0);
+                fields.name("group_idx").uint(u64::from(group.index));
             }
         }
-        BlockChange::Stored {
+        Told::Stored {
             names,
             parent,
             tokens,
+            block_size,
             identity,
+            medium,
+            group,
         } => {
-            let salt = identity.salt.as_deref();
-            let lora = identity.lora.as_ref();
+            let salt = identity.and_then(|identity| identity.salt.as_deref());
+            let lora = identity.and_then(|identity| identity.lora.as_ref());
             let lora_name = lora.map(|(_, name, _)| name.as_str());
             let has_lora_name = !sglang && format >= Vllm015;
             let has_salt_map = format == Sglang0518;
@@ -180,14 +180,18 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
             let has_kind = !sglang && format >= Vllm022;
             let salt_named = format == Sglang0523 && salt.is_some();
             let lora_named = format == Sglang0523 && lora.is_some();
+            let session = identity.and_then(|identity| identity.session.as_deref());
+            let session = session.filter(|_| matches!(format, Vllm033 | Sglang0523));
+            let window = group.window.filter(|_| has_kind);
             let optional = [
                 has_medium,
                 has_lora_name || has_salt_map,
                 has_extras,
                 has_group,
                 has_kind,
-                // The window, which only some kinds have, is written in arrays and left out of maps.
-                has_kind && !named,
+                // The window, which only some kinds have, is written in arrays and otherwise left out of maps.
+                has_kind && (!named || window.is_some()),
+                session.is_some(),
                 salt_named,
                 lora_named,
             ];
@@ -197,7 +201,7 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
             );
             let mut fields = Fields { pack, named };
             fields.name("block_hashes").array(names.len());
-            for name in names {
+            for name in *names {
                 hash(fields.pack, *name);
             }
             match parent {
@@ -205,16 +209,16 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
                 None => fields.name("parent_block_hash").nil(),
             }
             fields.name("token_ids").array(tokens.len());
-            for token in tokens {
+            for token in *tokens {
                 fields.pack.uint(u64::from(*token));
             }
-            fields.name("block_size").uint(u64::from(block_size));
+            fields.name("block_size").uint(u64::from(*block_size));
             match lora {
                 Some((index, ..)) => fields.name("lora_id").uint(u64::from(*index) + 1),
                 None => fields.name("lora_id").nil(),
             }
             if has_medium {
-                fields.name("medium").str("GPU");
+                fields.name("medium").str(format.medium(*medium));
             }
             if has_lora_name {
                 fields.name("lora_name").optional(lora_name);
@@ -247,13 +251,21 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
                 }
             }
             if has_group {
-                fields.name("group_idx").uint(0);
+                fields.name("group_idx").uint(u64::from(group.index));
             }
             if has_kind {
-                fields.name("kv_cache_spec_kind").str("full_attention");
-                if !named {
-                    fields.pack.nil();
+                fields.name("kv_cache_spec_kind").str(group.kind);
+                match window {
+                    Some(window) => {
+                        let pack = fields.name("kv_cache_spec_sliding_window");
+                        pack.uint(u64::from(window));
+                    }
+                    None if !named => fields.pack.nil(),
+                    None => {}
                 }
+            }
+            if let Some(session) = session {
+                fields.name("session_id").str(session);
             }
             if salt_named {
                 fields.name("cache_salt").optional(salt);
@@ -262,34 +274,5 @@ fn event(pack: &mut Pack, format: EventFormat, change: &BlockChange, block_size:
                 fields.name("lora_name").optional(lora_name);
             }
         }
-    }
-}
-
-/// TensorRT-LLM's `data` of the events of one change.
-pub(super) fn trtllm(change: &BlockChange, block_size: u32) -> Value {
-    match change {
-        BlockChange::Removed(name) => json!({"type": "removed", "block_hashes": [name]}),
-        BlockChange::Stored {
-            names,
-            parent,
-            tokens,
-            ..
-        } => {
-            let blocks: Vec<Value> = names
-                .iter()
-                .zip(tokens.chunks(block_size.max(1) as usize))
-                .map(|(name, tokens)| {
-                    let tokens: Vec<Value> = tokens
-                        .iter()
-                        .map(|id| json!({"type": "unique_token", "token_id": id, "token_extra_id": 0}))
-                        .collect();
-                    json!({"type": "stored_block", "block_hash": name, "tokens": tokens,
-                        "cache_level": 0, "priority": 35, "mm_keys": []})
-                })
-                .collect();
-            json!({"type": "stored", "parent_hash": parent, "blocks": blocks})
-        }
-        // It has no event for it.
-        BlockChange::Cleared(names) => json!({"type": "removed", "block_hashes": names}),
     }
 }

@@ -1,6 +1,8 @@
 //! One engine's event stream: numbers batches, keeps the last ones for replays, and sends them to whoever subscribed.
 
 use super::faults::Fate;
+use super::levels::Levels;
+use super::outline::Outline;
 use super::{EventFaults, EventFormat, KvEventsConfig, encode};
 use crate::engine::naming::Scheme;
 use crate::engine::record::BlockChange;
@@ -43,6 +45,8 @@ struct State {
     next: u64,
     buffer: VecDeque<Numbered>,
     late: Option<Numbered>,
+    outline: Outline,
+    levels: Levels,
     /// TensorRT-LLM's events that nobody has fetched yet.
     polled: VecDeque<Value>,
     rng: fastrand::Rng,
@@ -112,6 +116,8 @@ impl Publisher {
         state.buffer.clear();
         state.late = None;
         state.polled.clear();
+        state.outline = Outline::default();
+        state.levels = Levels::default();
     }
 
     /// Binds what is to be bound. Ports once chosen stay.
@@ -162,8 +168,9 @@ impl Publisher {
         let format = self.config.format;
         let mut state = self.state.lock();
         if format == EventFormat::Trtllm {
-            for change in changes {
-                let data = encode::trtllm(change, self.block_size);
+            let State { levels, .. } = &mut *state;
+            let told = changes.iter().flat_map(|c| levels.tell(c, self.block_size));
+            for data in told.collect::<Vec<_>>() {
                 let event = json!({"event_id": state.next, "attention_dp_rank": self.rank, "window_size": 32768, "data": data});
                 state.next += 1;
                 state.polled.push_back(event);
@@ -174,7 +181,11 @@ impl Publisher {
             }
             return;
         }
-        let payload = encode::batch(format, unix_now(), changes, self.block_size, self.rank);
+        let told = state.outline.tell(&self.config, changes, self.block_size);
+        if told.is_empty() {
+            return;
+        }
+        let payload = encode::batch(format, unix_now(), &told, self.rank);
         let message = (state.next, Bytes::from(payload));
         state.next += 1;
         state.buffer.push_back(message.clone());
@@ -210,7 +221,11 @@ impl Publisher {
 
     /// Numbers go back to zero without a restart or a broken connection.
     pub fn reset_sequence(&self) {
-        self.restart();
+        let mut state = self.state.lock();
+        state.next = 0;
+        state.buffer.clear();
+        state.late = None;
+        state.polled.clear();
     }
 
     /// `GET /sim/kv-events`.

@@ -1,6 +1,7 @@
 //! What is published, in which format, where.
 
 use crate::engine::naming::Scheme;
+use crate::engine::tiers::Medium;
 use quorate_cache::hash::{Algorithm, ExtraForm, Hasher, VLLM_SEED};
 use quorate_cache::link::Address;
 use serde::Deserialize;
@@ -64,12 +65,68 @@ impl EventFormat {
         )
     }
 
+    /// Whether events say where a block lies. Without it, there are none of other places than the GPU.
+    pub fn has_medium(self) -> bool {
+        !matches!(self, EventFormat::Vllm09 | EventFormat::Sglang055)
+    }
+
+    /// Whether events say which cache group a block belongs to.
+    pub fn has_groups(self) -> bool {
+        (EventFormat::Vllm020..=EventFormat::Vllm033).contains(&self)
+    }
+
+    /// What a place is called.
+    pub fn medium(self, medium: Medium) -> &'static str {
+        match (medium, self.is_sglang()) {
+            (Medium::Gpu, _) => "GPU",
+            (Medium::Cpu | Medium::Peer, false) => "CPU",
+            (Medium::Cpu | Medium::Peer, true) => "CPU_PINNED",
+            (Medium::Disk, false) => "STORAGE",
+            (Medium::Disk, true) => "DISK",
+        }
+    }
+
     /// As on the command line.
     pub fn name(self) -> String {
         use clap::ValueEnum;
         self.to_possible_value()
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default()
+    }
+}
+
+/// A second cache group beside full attention, as hybrid models have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecondGroup {
+    /// vLLM's kind: `sliding_window`, `mamba` and so on.
+    pub kind: String,
+    /// Tokens that it looks back.
+    pub window: u32,
+}
+
+impl SecondGroup {
+    /// Parses `sliding_window:1024`.
+    pub fn parse(text: &str) -> Result<SecondGroup, String> {
+        const KINDS: [&str; 5] = [
+            "sliding_window",
+            "sliding_window_mla",
+            "chunked_local_attention",
+            "mamba",
+            "sink_full_attention",
+        ];
+        let wrong = || {
+            let kinds = KINDS.join(", ");
+            format!("`{text}` is not KIND:TOKENS with a kind of {kinds} and at least one token")
+        };
+        let (kind, window) = text.split_once(':').ok_or_else(wrong)?;
+        let window = window.parse().ok().filter(|window| *window > 0);
+        if !KINDS.contains(&kind) {
+            return Err(wrong());
+        }
+        Ok(SecondGroup {
+            kind: kind.to_owned(),
+            window: window.ok_or_else(wrong)?,
+        })
     }
 }
 
@@ -92,6 +149,10 @@ pub struct KvEventsConfig {
     pub algorithm: Algorithm,
     /// `PYTHONHASHSEED`.
     pub hash_seed: Option<String>,
+    /// Whether vLLM's formats tell tokens of blocks below the GPU too, rather than hashes alone.
+    pub self_describing: bool,
+    /// A second cache group, in formats that have groups.
+    pub second_group: Option<SecondGroup>,
     /// Faults from the start.
     pub faults: super::EventFaults,
 }
@@ -165,6 +226,8 @@ impl KvEventsConfig {
             topic: json.topic,
             algorithm: Algorithm::Sha256Cbor,
             hash_seed: None,
+            self_describing: false,
+            second_group: None,
             faults: super::EventFaults::default(),
         }))
     }
@@ -227,6 +290,18 @@ impl KvEventsConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn second_groups() {
+        let group = SecondGroup::parse("sliding_window:1024").unwrap();
+        assert_eq!(
+            (group.kind.as_str(), group.window),
+            ("sliding_window", 1024)
+        );
+        for wrong in ["", "mamba", "mamba:0", "mamba:x", "full_attention:4"] {
+            assert!(SecondGroup::parse(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn vllm_s_json_and_its_rule_of_who_binds() {

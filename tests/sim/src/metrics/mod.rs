@@ -1,13 +1,16 @@
 //! What the engine's metrics page counts, and one snapshot of it. The pages themselves are in the dialects' files.
 
 pub mod fake;
+mod offload;
 mod page;
 mod sglang;
 mod trtllm;
 mod vllm;
 
 use crate::config::Dialect;
+use crate::engine::tiers::TierCount;
 use crate::engine::{Counters, Event, FinishReason};
+use crate::fleet::Oracle;
 
 /// A histogram with fixed upper bounds.
 #[derive(Clone, Debug)]
@@ -225,17 +228,24 @@ pub struct Snapshot {
     pub loras: Vec<(String, String, f64)>,
     /// Adapters that one batch may hold.
     pub max_loras: usize,
+    /// Tiers below the GPU.
+    pub tiers: Vec<TierCount>,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// What arrived against the best choice.
+    pub oracle: Oracle,
 }
 
 impl Snapshot {
     /// The metrics page in a dialect.
     pub fn render(&self, dialect: Dialect) -> String {
-        match dialect {
-            Dialect::Vllm => vllm::render(self),
-            Dialect::Sglang => sglang::render(self),
+        let own = match dialect {
+            Dialect::Vllm => vllm::render(self) + &offload::vllm(self),
+            Dialect::Sglang => sglang::render(self) + &offload::sglang(self),
             Dialect::Trtllm => trtllm::render(self),
             Dialect::Triton => trtllm::render_triton(self),
-        }
+        };
+        own + &offload::oracle(self)
     }
 }
 
@@ -250,6 +260,7 @@ struct Bounds {
 mod tests {
     use super::*;
     use crate::engine::sequence::Times;
+    use crate::engine::tiers::Medium;
 
     pub(super) fn snapshot(dialect: Dialect) -> Snapshot {
         let mut metrics = Metrics::new(dialect, 4096, 1_700_000_000.0);
@@ -265,6 +276,7 @@ mod tests {
             at,
             gap,
             cached: 16,
+            loaded: 0,
             prompt_tokens: 40,
             times,
         };
@@ -290,6 +302,7 @@ mod tests {
                 preemptions: 1,
                 prefix_queries: 40,
                 prefix_hits: 16,
+                loaded_hits: 8,
                 steps: 2,
             },
             metrics,
@@ -300,6 +313,16 @@ mod tests {
             max_num_seqs: 256,
             loras: vec![("a,b".into(), String::new(), 1_700_000_001.0)],
             max_loras: 4,
+            tiers: vec![TierCount {
+                medium: Medium::Cpu,
+                blocks: 100,
+                cached: 25,
+                stored: 30,
+                loaded: 2,
+                load_time: 500_000_000,
+            }],
+            block_bytes: 1000,
+            oracle: Oracle::default(),
         }
     }
 

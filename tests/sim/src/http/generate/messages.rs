@@ -88,6 +88,7 @@ pub async fn messages(call: Call) -> Result<Response<SimBody>, ApiError> {
             stop: request.stop_sequences.unwrap_or_default(),
             ..Sampling::default()
         },
+        model: model.name.clone(),
         lora: model.lora(),
         root: model.root(None),
         cache_hit_threshold: None,

@@ -12,8 +12,10 @@ pub use tokens::{sglang, tokens};
 
 use super::body::{Cutter, EventStream, SimBody};
 use super::error::ApiError;
+use super::hints::Hints;
 use super::shapes::Shape;
 use super::{Call, json_type, respond};
+use crate::asked::Asked;
 use crate::config::LoraModule;
 use crate::config::Mode;
 use crate::engine::AddError;
@@ -48,6 +50,8 @@ pub struct Job {
     pub n: u32,
     /// What the client wants of the output.
     pub sampling: Sampling,
+    /// Model or adapter that the request names.
+    pub model: String,
     /// Index of the LoRA adapter.
     pub lora: Option<u32>,
     /// Where the block hashes start.
@@ -111,6 +115,7 @@ impl Model {
                     .zip(adapter)
                     .map(|(index, module)| (index, module.name.clone(), module.path.clone())),
                 salt: salt.map(str::to_owned),
+                session: None,
             },
         }
     }
@@ -190,13 +195,17 @@ pub async fn run(
         ))
         .param("n"));
     }
+    let hints = Hints::read(&call)?;
+    let mut arrivals = Vec::with_capacity(job.prompts.len());
     let mut planned = 0;
     let mut new = Vec::with_capacity(job.prompts.len() * job.n as usize);
     for (at, tokens) in job.prompts.iter().enumerate() {
         let room = room(tokens.len(), &job.sampling, config.max_model_len)?;
         let prompt = Prompt::new(tokens, config.engine.block_size, job.root.hash);
+        let peer_blocks = hints.peer_blocks(&call, &prompt);
         let naming = call.live.shared.events.as_ref().map(|events| {
-            let identity = job.root.identity.clone();
+            let mut identity = job.root.identity.clone();
+            identity.session.clone_from(&hints.session);
             Naming::new(
                 events.scheme().clone(),
                 config.engine.block_size,
@@ -248,9 +257,13 @@ pub async fn run(
                 lora: job.lora,
                 naming: naming.clone(),
                 cache_hit_threshold: job.cache_hit_threshold,
+                load_from: hints.load_from,
+                peer_blocks,
             };
             new.push((sequence, plan));
         }
+        let shared = &call.live.shared;
+        arrivals.push(shared.fleet.look(shared, &prompt, hints.load_from));
     }
     let submitted = call
         .live
@@ -262,6 +275,20 @@ pub async fn run(
         ),
         AddError::TooLong { .. } | AddError::NoOutput => ApiError::bad(error.to_string()),
     })?;
+
+    let firsts = handles.iter().step_by(job.n.max(1) as usize);
+    for ((arrival, handle), prompt) in arrivals.into_iter().zip(firsts).zip(&job.prompts) {
+        let prompt_tokens = prompt.len() as u32;
+        call.live.shared.oracle.add(prompt_tokens, arrival);
+        call.live.shared.asked.push(Asked {
+            id: call.id.clone(),
+            model: job.model.clone(),
+            prompt_tokens,
+            arrival,
+            hints: hints.to_json(),
+            progress: handle.progress().clone(),
+        });
+    }
 
     let cutter = call.fault.cut.map(|cut| {
         (

@@ -235,6 +235,7 @@ pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
         prompts: vec![chat.tokens],
         n,
         sampling: request.sampling(None)?,
+        model: model.name.clone(),
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: threshold(&call, request.cache_hit_threshold)?,
@@ -288,6 +289,7 @@ pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
         n,
         // OpenAI's and vLLM's default for this API.
         sampling: request.sampling(Some(16))?,
+        model: model.name.clone(),
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: threshold(&call, request.cache_hit_threshold)?,

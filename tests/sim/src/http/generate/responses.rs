@@ -95,6 +95,7 @@ pub async fn responses(call: Call) -> Result<Response<SimBody>, ApiError> {
             max_tokens,
             ..Sampling::default()
         },
+        model: model.name.clone(),
         lora: model.lora(),
         root: model.root(request.cache_salt.as_deref()),
         cache_hit_threshold: None,
