@@ -4,7 +4,7 @@
 //! that starts again is a new incarnation. `events` decodes what comes out, whatever engine and version wrote it, into one
 //! model. `hash` computes block hashes as the engines do, so that a prompt can be looked up before any engine has seen it.
 //! `index` is the map itself: which holder has which block on which tier, changed by batches of the replicated log, read by every pick.
-//! `tier` names the places where blocks lie. `tokens` turns a request into the token ids that an engine will see.
+//! `keys` says by which keys the index knows a block. `tier` names the places where blocks lie. `tokens` turns a request into the token ids that an engine will see.
 //!
 //! The rules here take plain values and return plain values; only `link` and the tokenizer of an engine open sockets. What an engine sends is untrusted:
 //! it can make the map colder, it cannot make it grow without bound or end the process.
@@ -12,8 +12,10 @@
 pub mod events;
 pub mod hash;
 pub mod index;
+pub mod keys;
 pub mod link;
 pub mod tier;
 pub mod tokens;
 
+pub use keys::KeySpace;
 pub use tier::Tier;

@@ -11,9 +11,12 @@ use super::ledger::{Entry, Ledger, Sums, Who};
 use super::shard::Lanes;
 use super::snapshot::Session;
 use crate::Tier;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+
+/// Removed holders that are remembered. What was under way when one was removed comes long before so many others are.
+pub(super) const MAX_FENCES: usize = 1024;
 
 /// Why a section changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +97,7 @@ pub(super) struct HolderEntry {
     pub(super) incarnation: u64,
     pub(super) epoch: u64,
     pub(super) sequence: u64,
+    pub(super) mark: u64,
     pub(super) sums: Sums,
     /// Blocks were refused or evicted since the last full set, so the owner's digest is another.
     pub(super) trimmed: bool,
@@ -105,6 +109,8 @@ pub(super) struct State {
     pub(super) entries: BTreeMap<HolderKey, HolderEntry>,
     pub(super) shards: [Digest; DIGEST_SHARDS],
     pub(super) pairs: u64,
+    /// Removed holders and the epoch in which they were, the oldest first: nothing that was under way then brings one back.
+    pub(super) fences: VecDeque<(HolderKey, u64)>,
     pub(super) session: Weak<Session>,
     pub(super) sessions: u64,
 }
@@ -117,6 +123,7 @@ impl Default for State {
             entries: BTreeMap::new(),
             shards,
             pairs: 0,
+            fences: VecDeque::new(),
             session: Weak::new(),
             sessions: 0,
         }
@@ -132,6 +139,23 @@ impl State {
                 .map(|(k, e)| (*k, e.incarnation, e.sums.digest))
                 .collect(),
             shards: self.shards,
+        }
+    }
+
+    /// The epoch in which a holder that is not there was removed, if that was not long ago.
+    fn fence(&self, key: HolderKey) -> Option<u64> {
+        if self.entries.contains_key(&key) {
+            return None;
+        }
+        let fence = self.fences.iter().find(|(removed, _)| *removed == key)?;
+        Some(fence.1)
+    }
+
+    fn raise_fence(&mut self, key: HolderKey, epoch: u64) {
+        self.fences.retain(|(removed, _)| *removed != key);
+        self.fences.push_back((key, epoch));
+        if self.fences.len() > MAX_FENCES {
+            self.fences.pop_front();
         }
     }
 
@@ -178,8 +202,14 @@ impl CacheIndex {
         {
             return refuse(Refusal::OldEpoch { epoch: entry.epoch });
         }
+        if let Some(fence) = state.fence(key)
+            && section.epoch <= fence
+        {
+            return refuse(Refusal::OldEpoch { epoch: fence });
+        }
         if section.remove {
             let removed = self.forget(state, key);
+            state.raise_fence(key, section.epoch);
             return Outcome::Applied {
                 added: 0,
                 removed,
@@ -221,6 +251,7 @@ impl CacheIndex {
                 });
             }
             (entry.epoch, entry.sequence) = (section.epoch, section.to);
+            entry.mark = section.mark;
         }
         for operation in section.operations() {
             self.apply_operation(state, key, operation, &mut sum);
@@ -395,7 +426,9 @@ impl CacheIndex {
     pub(super) fn renew(&self, state: &mut State, section: &Section) -> Option<u64> {
         let key = section.holder;
         // The new stamp goes first: what is expected from now on is of the new incarnation or not taken.
-        let slot = state.table.enter(key, section.incarnation)?;
+        let slot = state
+            .table
+            .enter(key, section.incarnation, section.space.clone())?;
         let stamp = state.table.find(key).map_or(0, |(_, h)| h.stamp);
         self.core.admit(slot, stamp);
         let removed = self.clear_holder(state, key, Lanes::All);
@@ -404,6 +437,7 @@ impl CacheIndex {
             incarnation: section.incarnation,
             epoch: section.epoch,
             sequence: section.to,
+            mark: section.mark,
             sums: Sums::default(),
             trimmed: false,
         };

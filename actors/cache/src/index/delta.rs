@@ -3,8 +3,8 @@
 //! Layout (integers marked v are LEB128, the others little-endian):
 //! ```text
 //! batch    schema u8 = 1 | sections v | section...
-//! section  endpoint u64 | rank v | incarnation v | epoch v | from v | to v | flags u8 | [digest u128] | operations v | operation...
-//! flags    bit 0 replace (the holder's set starts empty) | bit 1 a digest follows | bit 2 the holder is removed
+//! section  endpoint u64 | rank v | incarnation v | epoch v | from v | to v | mark u64 | flags u8 | [digest u128] | [space's length v | space] | operations v | operation...
+//! flags    bit 0 replace (the holder's set starts empty) | bit 1 a digest follows | bit 2 the holder is removed | bit 3 a key space follows (with replace only)
 //! operation  kind u8 (bits 0-1: 0 stored, 1 removed, 2 cleared; bits 2-4 tier, 7 all tiers; bit 5 a parent follows)
 //!            stored: [parent u64] | blocks v | hash u64...    removed: blocks v | hash u64...    cleared: nothing
 //! ```
@@ -14,11 +14,13 @@ use super::holder::HolderKey;
 use super::weights::tier_of;
 use super::wire::{Malformed, Reader, put_varint};
 use crate::Tier;
+use crate::keys::KeySpace;
 
 const SCHEMA: u8 = 1;
 const REPLACE: u8 = 1;
 const DIGEST: u8 = 2;
 const REMOVE: u8 = 4;
+const SPACE: u8 = 8;
 const ALL_TIERS: u8 = 7;
 const PARENT: u8 = 1 << 5;
 
@@ -73,12 +75,16 @@ pub struct Section {
     pub from: u64,
     /// The number that this section ends with.
     pub to: u64,
+    /// Hash of the engine's last message that the section covers, so that another owner can prove that it goes on from there; 0: none.
+    pub mark: u64,
     /// The section begins with an empty set: it, and those that continue it, are the full set.
     pub replace: bool,
     /// The holder is no more; the section has no operations.
     pub remove: bool,
     /// The digest of the holder's set after this section, as its owner has it.
     pub digest: Option<Digest>,
+    /// How the holder's keys are made; kept from a section with `replace`, ignored in others.
+    pub space: Option<KeySpace>,
     heads: Vec<Head>,
     hashes: Vec<u64>,
 }
@@ -93,9 +99,11 @@ impl Section {
             epoch,
             from,
             to,
+            mark: 0,
             replace: false,
             remove: false,
             digest: None,
+            space: None,
             heads: Vec::new(),
             hashes: Vec::new(),
         }
@@ -200,14 +208,21 @@ impl Section {
         ] {
             put_varint(out, number);
         }
+        out.extend_from_slice(&self.mark.to_le_bytes());
+        let space = self.space.as_ref().filter(|_| self.replace);
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         out.push(
             flag(self.replace, REPLACE)
                 | flag(self.digest.is_some(), DIGEST)
-                | flag(self.remove, REMOVE),
+                | flag(self.remove, REMOVE)
+                | flag(space.is_some(), SPACE),
         );
         if let Some(digest) = self.digest {
             out.extend_from_slice(&digest.0.to_le_bytes());
+        }
+        if let Some(space) = space {
+            put_varint(out, space.encoded().len() as u64);
+            out.extend_from_slice(space.encoded());
         }
         put_varint(out, self.heads.len() as u64);
         for operation in self.operations() {
@@ -239,13 +254,21 @@ impl Section {
             reader.varint()?,
             reader.varint()?,
         );
+        section.mark = reader.word()?;
         let flags = reader.byte()?;
-        if flags & !(REPLACE | DIGEST | REMOVE) != 0 {
+        if flags & !(REPLACE | DIGEST | REMOVE | SPACE) != 0 {
             return Err(Malformed("a section has flags that are not known"));
         }
         (section.replace, section.remove) = (flags & REPLACE != 0, flags & REMOVE != 0);
         if flags & DIGEST != 0 {
             section.digest = Some(Digest(reader.double()?));
+        }
+        if flags & SPACE != 0 {
+            let length = reader.count(1)?;
+            section.space = Some(KeySpace::decode(reader.bytes(length)?)?);
+            if !section.replace {
+                return Err(Malformed("a key space comes without a full set"));
+            }
         }
         // Each operation takes a byte at least.
         let operations = reader.count(1)?;

@@ -1,6 +1,7 @@
 //! Batches come back as they were, and bytes that are no batch do no harm.
 
 use super::*;
+use crate::keys::Scheme;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -24,16 +25,27 @@ fn section() -> impl Strategy<Value = Section> {
     let key = (any::<u64>(), any::<u32>());
     (
         key,
-        any::<[u64; 4]>(),
+        any::<[u64; 5]>(),
         any::<bool>(),
         any::<Option<u128>>(),
         any::<bool>(),
         prop::collection::vec(op, 0..8),
     )
         .prop_map(
-            |((endpoint, rank), [incarnation, epoch, from, to], replace, digest, remove, ops)| {
+            |(
+                (endpoint, rank),
+                [incarnation, epoch, from, to, mark],
+                replace,
+                digest,
+                remove,
+                ops,
+            )| {
                 let mut section =
                     Section::new(HolderKey { endpoint, rank }, incarnation, epoch, from, to);
+                section.mark = mark;
+                if replace && mark % 2 == 0 {
+                    section.space = KeySpace::new("m", 16, Scheme::Own).ok();
+                }
                 (section.replace, section.digest, section.remove) =
                     (replace, digest.map(Digest), remove && ops.is_empty());
                 for op in &ops {
@@ -97,5 +109,8 @@ fn a_small_batch_is_small() {
         sections: vec![section],
     }
     .encode(&mut bytes);
-    assert_eq!(bytes.len(), 2 + 8 + 5 + 1 + 1 + (2 + 16) + (1 + 8 + 1 + 8));
+    assert_eq!(
+        bytes.len(),
+        2 + 8 + 5 + 8 + 1 + 1 + (2 + 16) + (1 + 8 + 1 + 8)
+    );
 }

@@ -1,6 +1,7 @@
 //! Who holds blocks: the identities, and the small numbers that stand for them inside the index.
 
 use super::digest::ElementMixer;
+use crate::keys::KeySpace;
 use std::collections::BTreeMap;
 
 /// Most holders at a time.
@@ -16,13 +17,15 @@ pub struct HolderKey {
 }
 
 /// A holder in the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Holder {
     pub(super) incarnation: u64,
     pub(super) mixer: ElementMixer,
     /// Changes with each new tenant of the slot and with each incarnation: what was expected of the old one is not taken from a picker
     /// that has not heard yet.
     pub(super) stamp: u32,
+    /// How its keys are made, as its owner said.
+    pub(super) space: Option<KeySpace>,
 }
 
 /// The holders by slot, and the slots by key. Published as a whole.
@@ -46,7 +49,12 @@ impl HolderTable {
     }
 
     /// Gives the key a slot, or its slot a new incarnation. Nothing if all slots are taken.
-    pub(super) fn enter(&mut self, key: HolderKey, incarnation: u64) -> Option<u16> {
+    pub(super) fn enter(
+        &mut self,
+        key: HolderKey,
+        incarnation: u64,
+        space: Option<KeySpace>,
+    ) -> Option<u16> {
         let slot = match self.by_key.get(&key) {
             Some(slot) => *slot,
             None if self.by_key.len() >= MAX_HOLDERS => return None,
@@ -71,6 +79,7 @@ impl HolderTable {
             incarnation,
             mixer: ElementMixer::new(key),
             stamp: self.stamps,
+            space,
         });
         Some(slot)
     }
@@ -102,7 +111,10 @@ mod tests {
                 rank: 1,
             },
         );
-        assert_eq!((table.enter(a, 1), table.enter(b, 1)), (Some(0), Some(1)));
+        assert_eq!(
+            (table.enter(a, 1, None), table.enter(b, 1, None)),
+            (Some(0), Some(1))
+        );
         let stamp = table.find(a).unwrap().1.stamp;
         table.leave(a);
         assert!(table.find(a).is_none());
@@ -110,11 +122,15 @@ mod tests {
             endpoint: 2,
             rank: 0,
         };
-        assert_eq!(table.enter(c, 1), Some(0));
+        assert_eq!(table.enter(c, 1, None), Some(0));
         assert_ne!(table.find(c).unwrap().1.stamp, stamp);
-        assert_eq!(table.enter(b, 2), Some(1));
+        assert_eq!(table.enter(b, 2, None), Some(1));
         for endpoint in 10..10 + MAX_HOLDERS as u64 - 2 {
-            assert!(table.enter(HolderKey { endpoint, rank: 0 }, 1).is_some());
+            assert!(
+                table
+                    .enter(HolderKey { endpoint, rank: 0 }, 1, None)
+                    .is_some()
+            );
         }
         assert_eq!(
             table.enter(
@@ -122,7 +138,8 @@ mod tests {
                     endpoint: 9,
                     rank: 0
                 },
-                1
+                1,
+                None
             ),
             None
         );

@@ -5,6 +5,7 @@ use super::coverage::{EXPECTED, Interval, sweep};
 use super::holder::{HolderKey, HolderTable};
 use super::weights::{TIERS, TierWeights};
 use crate::Tier;
+use crate::keys::KeySpace;
 use std::sync::Arc;
 
 /// What one holder has of a chain.
@@ -196,6 +197,12 @@ impl Columns {
     #[must_use]
     pub fn incarnation(&self, key: HolderKey) -> Option<u64> {
         self.table.find(key).map(|(_, holder)| holder.incarnation)
+    }
+
+    /// How a holder's keys are made, as it was when the lookup was made.
+    #[must_use]
+    pub fn space(&self, key: HolderKey) -> Option<&KeySpace> {
+        self.table.find(key)?.1.space.as_ref()
     }
 
     /// The longest match of all.

@@ -36,7 +36,7 @@ mod shard;
 mod snapshot;
 mod stats;
 mod weights;
-mod wire;
+pub(crate) mod wire;
 
 pub use apply::{Applied, Outcome, Refusal};
 pub use delta::{DeltaBatch, Operation, Section};

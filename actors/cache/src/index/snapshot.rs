@@ -6,11 +6,13 @@
 //! Layout of a chunk (integers little-endian; v is LEB128): `magic "QCIX" | version u8 = 1 | kind u8 | number u32 | length u32 | body | CRC-32 of
 //! all before`. Kinds: 0 the holders, 1 blocks, 2 the end.
 //! ```text
-//! holders  count v | (endpoint u64 | rank v | incarnation v | epoch v | sequence v | trimmed u8)...
+//! holders  count v | (endpoint u64 | rank v | incarnation v | epoch v | sequence v | mark u64 | trimmed u8 | space's length v | space)...
+//!          | removed holders v | (endpoint u64 | rank v | epoch v)...
 //! blocks   (blocks v | hash u64... | intervals v | (holder's number in the list above v | tier u8 | first v | blocks v)...)...
 //! end      (digest u128 of each holder)... | digest u128 of each digest shard...
 //! ```
 
+use super::apply::MAX_FENCES;
 use super::coverage::{EXPECTED, Interval, Places};
 use super::delta::Section;
 use super::digest::{DIGEST_SHARDS, Digest};
@@ -19,8 +21,10 @@ use super::shard::{Shard, Writer};
 use super::weights::tier_of;
 use super::wire::{Malformed, Reader, put_varint};
 use super::{CacheIndex, IndexConfig};
+use crate::keys::KeySpace;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -145,8 +149,8 @@ impl Session {
 }
 
 /// A snapshot being taken: an iterator over its chunks.
-pub struct Snapshot<'a> {
-    index: &'a CacheIndex,
+pub struct Snapshot<I> {
+    index: I,
     session: Arc<Session>,
     shard: usize,
     number: u32,
@@ -159,8 +163,22 @@ impl CacheIndex {
     ///
     /// # Errors
     /// If one is being taken.
-    pub fn snapshot(&self) -> Result<Snapshot<'_>, SnapshotError> {
-        let mut state = self.state.lock();
+    pub fn snapshot(&self) -> Result<Snapshot<&Self>, SnapshotError> {
+        Snapshot::begin(self)
+    }
+
+    /// The same for a reader that outlives the caller.
+    ///
+    /// # Errors
+    /// If one is being taken.
+    pub fn shared_snapshot(self: Arc<Self>) -> Result<Snapshot<Arc<Self>>, SnapshotError> {
+        Snapshot::begin(self)
+    }
+}
+
+impl<I: Deref<Target = CacheIndex>> Snapshot<I> {
+    fn begin(index: I) -> Result<Self, SnapshotError> {
+        let mut state = index.state.lock();
         if state.session.strong_count() > 0 {
             return Err(SnapshotError::Busy);
         }
@@ -181,11 +199,22 @@ impl CacheIndex {
             ] {
                 put_varint(&mut holders, value);
             }
+            holders.extend_from_slice(&entry.mark.to_le_bytes());
             holders.push(u8::from(entry.trimmed));
+            let space = state.table.find(*key).and_then(|(_, h)| h.space.as_ref());
+            let space = space.map_or(&[][..], KeySpace::encoded);
+            put_varint(&mut holders, space.len() as u64);
+            holders.extend_from_slice(space);
             end.extend_from_slice(&entry.sums.digest.0.to_le_bytes());
         }
+        put_varint(&mut holders, state.fences.len() as u64);
+        for (key, epoch) in &state.fences {
+            holders.extend_from_slice(&key.endpoint.to_le_bytes());
+            put_varint(&mut holders, u64::from(key.rank));
+            put_varint(&mut holders, *epoch);
+        }
         end.extend(state.shards.iter().flat_map(|d| d.0.to_le_bytes()));
-        let copies = Mutex::new(self.core.shards.iter().map(|_| None).collect());
+        let copies = Mutex::new(index.core.shards.iter().map(|_| None).collect());
         let session = Arc::new(Session {
             number: state.sessions,
             numbers,
@@ -193,8 +222,8 @@ impl CacheIndex {
         });
         state.session = Arc::downgrade(&session);
         drop(state);
-        Ok(Snapshot {
-            index: self,
+        Ok(Self {
+            index,
             session,
             shard: 0,
             number: 0,
@@ -204,7 +233,7 @@ impl CacheIndex {
     }
 }
 
-impl Iterator for Snapshot<'_> {
+impl<I: Deref<Target = CacheIndex>> Iterator for Snapshot<I> {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
@@ -316,7 +345,7 @@ impl SnapshotLoader {
     }
 
     fn holders(&mut self, reader: &mut Reader) -> Result<(), SnapshotError> {
-        let count = reader.count(13)?;
+        let count = reader.count(22)?;
         if count > MAX_HOLDERS {
             return Err(SnapshotError::TooLarge);
         }
@@ -328,15 +357,34 @@ impl SnapshotLoader {
             let key = HolderKey { endpoint, rank };
             let (incarnation, epoch, sequence) =
                 (reader.varint()?, reader.varint()?, reader.varint()?);
+            let mark = reader.word()?;
             let trimmed = reader.byte()? != 0;
+            let length = reader.count(1)?;
+            let space = reader.bytes(length)?;
             if state.entries.contains_key(&key) {
                 return Err(Malformed("a holder comes twice").into());
             }
-            let section = Section::new(key, incarnation, epoch, sequence, sequence);
+            let mut section = Section::new(key, incarnation, epoch, sequence, sequence);
+            section.mark = mark;
+            if !space.is_empty() {
+                section.space = Some(KeySpace::decode(space)?);
+            }
             self.index
                 .renew(&mut state, &section)
                 .ok_or(SnapshotError::TooLarge)?;
             self.holders.push((key, trimmed));
+        }
+        let fences = reader.count(10)?;
+        if fences > MAX_FENCES {
+            return Err(SnapshotError::TooLarge);
+        }
+        for _ in 0..fences {
+            let (endpoint, rank) = (reader.word()?, reader.varint()?);
+            let rank = u32::try_from(rank).map_err(|_| Malformed("a rank is too large"))?;
+            let epoch = reader.varint()?;
+            state
+                .fences
+                .push_back((HolderKey { endpoint, rank }, epoch));
         }
         Ok(())
     }

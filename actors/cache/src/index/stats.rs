@@ -5,6 +5,7 @@ use super::digest::Digest;
 use super::holder::HolderKey;
 use super::ledger::Ledger;
 use super::weights::TIERS;
+use crate::keys::KeySpace;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// Counters that grow, and how much is expected now.
@@ -88,7 +89,7 @@ pub struct IndexStats {
 }
 
 /// What is known of a holder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HolderStatus {
     /// The holder.
     pub holder: HolderKey,
@@ -98,6 +99,10 @@ pub struct HolderStatus {
     pub epoch: u64,
     /// The number that its last section ended with.
     pub sequence: u64,
+    /// Hash of the engine's last message that its blocks come from; 0: none.
+    pub mark: u64,
+    /// How its keys are made, as its owner said.
+    pub space: Option<KeySpace>,
     /// Blocks by tier.
     pub pairs: [u64; TIERS],
     /// The digest of its set.
@@ -146,6 +151,12 @@ impl CacheIndex {
         }
     }
 
+    /// How a holder's keys are made. Takes no lock.
+    #[must_use]
+    pub fn space_of(&self, holder: HolderKey) -> Option<KeySpace> {
+        self.holders.load().find(holder)?.1.space.clone()
+    }
+
     /// The holders, in the order of keys.
     #[must_use]
     pub fn holders(&self) -> Vec<HolderStatus> {
@@ -155,6 +166,8 @@ impl CacheIndex {
             incarnation: e.incarnation,
             epoch: e.epoch,
             sequence: e.sequence,
+            mark: e.mark,
+            space: state.table.find(*holder).and_then(|(_, h)| h.space.clone()),
             pairs: e.sums.pairs,
             digest: e.sums.digest,
             trimmed: e.trimmed,

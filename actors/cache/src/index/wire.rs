@@ -5,8 +5,15 @@
 #[error("malformed cache data: {0}")]
 pub struct Malformed(pub(super) &'static str);
 
+impl Malformed {
+    /// With what is wrong.
+    pub(crate) const fn of(problem: &'static str) -> Self {
+        Self(problem)
+    }
+}
+
 /// Appends a LEB128 integer.
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -15,20 +22,20 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Bytes that are read from front to back.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
-    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
         let (head, rest) = self
             .rest
             .split_at_checked(len)
@@ -46,23 +53,23 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8, Malformed> {
+    pub(crate) fn byte(&mut self) -> Result<u8, Malformed> {
         self.array::<1>().map(|[b]| b)
     }
 
-    pub(super) fn half(&mut self) -> Result<u32, Malformed> {
+    pub(crate) fn half(&mut self) -> Result<u32, Malformed> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn word(&mut self) -> Result<u64, Malformed> {
+    pub(crate) fn word(&mut self) -> Result<u64, Malformed> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(super) fn double(&mut self) -> Result<u128, Malformed> {
+    pub(crate) fn double(&mut self) -> Result<u128, Malformed> {
         self.array().map(u128::from_le_bytes)
     }
 
-    pub(super) fn varint(&mut self) -> Result<u64, Malformed> {
+    pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -78,7 +85,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of things each of which takes at least `least` bytes of what is left.
-    pub(super) fn count(&mut self, least: usize) -> Result<usize, Malformed> {
+    pub(crate) fn count(&mut self, least: usize) -> Result<usize, Malformed> {
         let count = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
         if count > self.rest.len() / least {
             return Err(Malformed("a count is larger than what follows"));
@@ -87,7 +94,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of words and the words.
-    pub(super) fn words(&mut self, out: &mut Vec<u64>) -> Result<(), Malformed> {
+    pub(crate) fn words(&mut self, out: &mut Vec<u64>) -> Result<(), Malformed> {
         let count = self.count(8)?;
         let (words, _) = self.bytes(count * 8)?.as_chunks::<8>();
         out.extend(words.iter().map(|w| u64::from_le_bytes(*w)));

@@ -234,7 +234,20 @@ impl Replicas {
             }
             Step::Restart { holder } => self.restart(holder)?,
             Step::Forget { holder } => {
-                let known = self.model.holders.remove(&holder).unwrap_or_default();
+                let known = self.model.holders.remove(&holder);
+                let fence = self.model.fences.get(&holder).filter(|_| known.is_none());
+                if let Some(epoch) = fence.copied() {
+                    let late = self.apply(Section::removal(key(holder), epoch))?;
+                    prop_assert_eq!(late, Outcome::Refused(Refusal::OldEpoch { epoch }));
+                    let mut late = Section::new(key(holder), 1, epoch, 0, 1);
+                    late.replace = true;
+                    late.stored(Tier::Gpu, None, &[1]);
+                    let late = self.apply(late)?;
+                    prop_assert_eq!(late, Outcome::Refused(Refusal::OldEpoch { epoch }));
+                    return Ok(());
+                }
+                let known = known.unwrap_or_default();
+                self.model.fences.insert(holder, known.epoch);
                 let outcome = self.apply(Section::removal(key(holder), known.epoch))?;
                 prop_assert_eq!(
                     outcome,
@@ -249,10 +262,11 @@ impl Replicas {
                 let Some(known) = self.model.holders.get(&holder).cloned() else {
                     let mut section = Section::new(key(holder), 1, 1, 0, 1);
                     section.stored(Tier::Gpu, None, &[1]);
-                    prop_assert_eq!(
-                        self.apply(section)?,
-                        Outcome::Refused(Refusal::UnknownHolder)
-                    );
+                    let fence = self.model.fences.get(&holder).filter(|fence| **fence >= 1);
+                    let wanted = fence.map_or(Refusal::UnknownHolder, |epoch| Refusal::OldEpoch {
+                        epoch: *epoch,
+                    });
+                    prop_assert_eq!(self.apply(section)?, Outcome::Refused(wanted));
                     return Ok(());
                 };
                 let (i, e, s) = (known.incarnation, known.epoch, known.sequence);

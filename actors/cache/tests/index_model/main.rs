@@ -6,9 +6,12 @@ mod model;
 use history::{Replicas, Step, steps};
 use model::{Model, forest, key};
 use proptest::prelude::*;
+use quorate_cache::hash::ExtraForm;
 use quorate_cache::index::{
-    CacheIndex, DeltaBatch, Digest, IndexConfig, Outcome, Section, SnapshotLoader,
+    CacheIndex, Columns, DeltaBatch, Digest, IndexConfig, Outcome, Refusal, Section, SnapshotLoader,
 };
+use quorate_cache::keys::Scheme;
+use quorate_cache::{KeySpace, Tier};
 use std::sync::Arc;
 
 const CONFIG: IndexConfig = IndexConfig {
@@ -66,11 +69,46 @@ proptest! {
         then.check(&loaded, &forest, false)?;
         prop_assert!(index.snapshot().is_ok());
         all.model.check(&index, &forest, true)?;
-        // What was loaded goes on like any other replica.
+        // What was loaded goes on like any other replica, and knows who is gone.
+        for (holder, epoch) in then.fences.iter().filter(|(holder, _)| !then.holders.contains_key(holder)) {
+            let batch = DeltaBatch { sections: vec![Section::removal(key(*holder), *epoch)] };
+            prop_assert_eq!(loaded.apply(&batch).outcomes[0].1, Outcome::Refused(Refusal::OldEpoch { epoch: *epoch }));
+        }
         for (holder, known) in &then.holders {
             let section = Section::new(key(*holder), known.incarnation, known.epoch, known.sequence, known.sequence + 1);
             let outcome = loaded.apply(&DeltaBatch { sections: vec![section] }).outcomes[0].1;
             prop_assert_eq!(outcome, Outcome::Applied { added: 0, removed: 0, refused: 0 });
         }
+    }
+}
+
+#[test]
+fn a_holders_keys_and_mark_reach_readers_and_snapshots() {
+    let index = Arc::new(CacheIndex::new(CONFIG));
+    let scheme = Scheme::of(Some("sha256_cbor"), None, ExtraForm::Untagged);
+    let space = KeySpace::new("m", 16, scheme).unwrap();
+    let mut section = Section::new(key(1), 4, 2, 0, 9);
+    (section.replace, section.mark) = (true, 77);
+    section.space = Some(space.clone());
+    section.stored(Tier::Gpu, None, &[1, 2]);
+    let mut onward = Section::new(key(1), 4, 2, 9, 10);
+    onward.mark = 78;
+    index.apply(&DeltaBatch {
+        sections: vec![section, onward],
+    });
+    let mut loader = SnapshotLoader::new(CONFIG);
+    for chunk in Arc::clone(&index).shared_snapshot().unwrap() {
+        loader.push(&chunk).unwrap();
+    }
+    let loaded = Arc::new(loader.finish().unwrap());
+    for index in [index, loaded] {
+        let status = &index.holders()[0];
+        assert_eq!((status.sequence, status.mark), (10, 78));
+        assert_eq!(status.space.as_ref(), Some(&space));
+        assert_eq!(index.space_of(key(1)), Some(space.clone()));
+        assert_eq!(index.space_of(key(0)), None);
+        let mut columns = Columns::new();
+        index.lookup(&[1, 2, 3], &mut columns);
+        assert_eq!(columns.space(key(1)), Some(&space));
     }
 }

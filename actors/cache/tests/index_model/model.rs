@@ -70,6 +70,8 @@ pub(crate) fn key(holder: u64) -> HolderKey {
 #[derive(Clone, Default)]
 pub(crate) struct Model {
     pub(crate) holders: BTreeMap<u64, Known>,
+    /// Epochs in which holders were removed.
+    pub(crate) fences: BTreeMap<u64, u64>,
 }
 
 impl Model {
