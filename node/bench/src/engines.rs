@@ -21,6 +21,9 @@ const NAMES: [(&str, &str); 3] = [
     ("sglang:prompt_tokens", "sglang:cached_tokens"),
 ];
 
+/// vLLM's tokens that came from below the GPU or from elsewhere; they are not among its other hits.
+const EXTERNAL: &str = "vllm:external_prefix_cache_hits";
+
 /// Tokens since the engines started.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Counters {
@@ -111,7 +114,7 @@ fn parse(page: &str) -> Option<Counters> {
     NAMES.iter().find_map(|(queries, hits)| {
         Some(Counters {
             queries: sum(queries)?,
-            hits: sum(hits)?,
+            hits: sum(hits)? + sum(EXTERNAL).unwrap_or(0.0),
         })
     })
 }
@@ -129,6 +132,8 @@ mod tests {
             vllm:prefix_cache_hits_total 1.5e1 1700000000\n";
         let (queries, hits) = (42.0, 15.0);
         assert_eq!(parse(vllm), Some(Counters { queries, hits }));
+        let offload = format!("{vllm}vllm:external_prefix_cache_hits_total 5.0\n");
+        assert_eq!(parse(&offload).map(|c| c.hits), Some(20.0));
         let sglang =
             "sglang:prompt_tokens_total{m=\"x\"} 10\nsglang:cached_tokens_total{m=\"x\"} 5\n";
         assert_eq!(parse(sglang).map(|c| c.hits), Some(5.0));

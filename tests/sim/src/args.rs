@@ -9,6 +9,7 @@ use crate::fault::{FailureInjection, FailureType, Faults};
 use crate::metrics::fake::FakeMetrics;
 use crate::profile;
 use crate::tls::TlsFiles;
+use crate::tokenizer::model::ModelTokenizer;
 use crate::tools::ToolCallConfig;
 use anyhow::{Context, bail};
 use http::{HeaderName, HeaderValue};
@@ -169,6 +170,15 @@ pub struct SimArgs {
     /// long as the output of a random line. Limits of a request cut it. --output-length then does not count.
     #[arg(long, value_name = "FILE")]
     pub dataset_path: Option<PathBuf>,
+
+    /// Directory with a model's tokenizer.json, tokenizer_config.json and chat template, to tokenize as that model does. Without
+    /// it, the simulator has tokens of its own.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// Write such files with the simulator's words into a directory, and end.
+    #[arg(long, value_name = "DIR")]
+    pub write_tokenizer: Option<PathBuf>,
 
     /// Tool calls in chats.
     #[command(flatten)]
@@ -355,6 +365,10 @@ impl SimArgs {
         config.tool_calls = self.tool_calls.clone();
         config.dataset = match &self.dataset_path {
             Some(path) => Some(Arc::new(Dataset::load(path)?)),
+            None => None,
+        };
+        config.tokenizer = match &self.tokenizer {
+            Some(directory) => Some(Arc::new(ModelTokenizer::load(directory)?)),
             None => None,
         };
         config.tls = self

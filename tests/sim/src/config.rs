@@ -7,6 +7,7 @@ use crate::kv_events::KvEventsConfig;
 use crate::metrics::fake::FakeMetrics;
 use crate::profile::{self, Profile};
 use crate::tls::TlsFiles;
+use crate::tokenizer::model::ModelTokenizer;
 use crate::tools::ToolCallConfig;
 use http::{HeaderName, HeaderValue};
 use std::net::SocketAddr;
@@ -161,6 +162,8 @@ pub struct SimConfig {
     pub cache_hit_threshold: Option<f64>,
     /// How tool calls are drawn.
     pub tool_calls: ToolCallConfig,
+    /// A model's tokenizer and chat template in place of the simulator's own.
+    pub tokenizer: Option<Arc<ModelTokenizer>>,
     /// Names on the metrics page.
     pub dialect: Dialect,
     /// Data-parallel rank, the `engine` label.
@@ -247,6 +250,7 @@ impl SimConfig {
             dataset: None,
             cache_hit_threshold: None,
             tool_calls: ToolCallConfig::default(),
+            tokenizer: None,
             dialect: Dialect::Vllm,
             rank: 0,
             kv_bytes_per_token: 128 << 10,

@@ -52,4 +52,6 @@ pub use profile::{Profile, all as profiles, find as find_profile};
 pub use run::run;
 pub use shared::SimStats;
 pub use tls::{TlsError, TlsFiles};
+pub use tokenizer::export::write as write_tokenizer;
+pub use tokenizer::model::ModelTokenizer;
 pub use tools::ToolCallConfig;

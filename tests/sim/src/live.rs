@@ -12,7 +12,7 @@ use crate::engine::{AddError, Engine, EngineConfig, Event, FinishReason, Nanos, 
 use crate::lora::Adapters;
 use crate::metrics::{Metrics, Snapshot};
 use crate::shared::Shared;
-use crate::text::Plan;
+use crate::text::{self, Plan};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -237,6 +237,14 @@ impl Live {
         let mut core = self.core.lock();
         core.engine.reset_prefix_cache(below);
         core.tell_changes();
+    }
+
+    /// The text of some tokens, and where the text of each ends.
+    pub fn spell(&self, tokens: &[u32]) -> (String, Vec<u32>) {
+        match &self.config().tokenizer {
+            Some(model) => model.spell(tokens),
+            None => text::spell_lossy(tokens),
+        }
     }
 
     /// Whether the model is still being loaded.

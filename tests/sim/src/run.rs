@@ -6,6 +6,7 @@ use crate::args::SimArgs;
 use crate::config::SimConfig;
 use crate::fleet::Fleet;
 use crate::instance::Sim;
+use crate::tokenizer;
 use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
 use std::future::Future;
@@ -17,6 +18,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// cannot start, or crashes without a time to come back.
 pub async fn run(args: SimArgs, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let args = args.config.merged()?.unwrap_or(args);
+    if let Some(directory) = &args.write_tokenizer {
+        tokenizer::export::write(directory)
+            .with_context(|| format!("cannot write to {}", directory.display()))?;
+        println!("{}", directory.display());
+        return Ok(());
+    }
     let configs = args.configs()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = if args.threads == 0 {

@@ -41,6 +41,8 @@ pub struct Plan {
     pub stop_reason: Option<StopReason>,
     /// Tool calls, when the output is calls rather than text.
     pub calls: Vec<PlannedCall>,
+    /// The tokens are a model's: what each of them spells is in `text` and `ends` only.
+    pub pieces: bool,
 }
 
 /// vLLM's `stop_reason`.
@@ -185,6 +187,7 @@ pub fn plan(sampling: &Sampling, source: &Source<'_>) -> Plan {
         finish,
         stop_reason,
         calls: Vec::new(),
+        pieces: false,
     }
 }
 
@@ -194,6 +197,15 @@ pub fn spell(tokens: &[u32]) -> (String, Vec<u32>) {
     let text = sound(bytes);
     settle(&mut ends, &text);
     (text, ends)
+}
+
+/// The same with the replacement character in the place of broken bytes.
+pub fn spell_lossy(tokens: &[u32]) -> (String, Vec<u32>) {
+    let (text, ends) = spell(tokens);
+    match ends.last() {
+        Some(end) if *end as usize == decode(tokens).0.len() => (text, ends),
+        _ => (tokenizer::detokenize(tokens), ends),
+    }
 }
 
 fn decode(tokens: &[u32]) -> (Vec<u8>, Vec<u32>) {

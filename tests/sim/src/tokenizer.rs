@@ -4,9 +4,11 @@
 //! turn hits the blocks of the turn before. Everything else is packed: up to four ASCII characters, or up to three raw
 //! bytes, in one id. Ids below 2^24 that mean nothing else decode to a word, so a client may send any small ids.
 
-use crate::hash::HashKeyed;
+pub mod export;
+pub mod model;
 mod words;
 
+use crate::hash::HashKeyed;
 use std::sync::LazyLock;
 use words::WORDS;
 use xxhash_rust::xxh3::xxh3_64;

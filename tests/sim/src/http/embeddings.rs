@@ -31,7 +31,8 @@ pub async fn embeddings(call: Call) -> Result<Response<SimBody>, ApiError> {
     }
     let body = call.body.clone();
     let request: Body<'_> = input::parse(&body)?;
-    let prompts = input::prompts(request.input, "input")?;
+    let tokenizer = call.live.config().tokenizer.as_deref();
+    let prompts = input::prompts(request.input, "input", tokenizer)?;
     let model = generate::model(&call.live, request.model.as_deref())?;
     let dimensions = match request.dimensions {
         None => call.live.config().embedding_dimensions,

@@ -1,11 +1,14 @@
 //! Reads the parts of request bodies that come in several forms: prompts, messages, stop strings.
 
+use super::Call;
 use super::error::ApiError;
-use crate::tokenizer;
+use crate::tokenizer::{self, model::ModelTokenizer};
+use quorate_cache::tokens::TokenError;
+use quorate_routing::request::Api;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -42,14 +45,21 @@ fn opening(raw: &RawValue) -> (u8, u8) {
 }
 
 /// The prompts of a completion or an embedding: a text, texts, tokens, or lists of tokens.
-pub fn prompts(raw: Option<&RawValue>, name: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+pub fn prompts(
+    raw: Option<&RawValue>,
+    name: &str,
+    model: Option<&ModelTokenizer>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
     let missing = || ApiError::bad(format!("`{name}` is missing")).param(name);
     let raw = raw.ok_or_else(missing)?;
     let encode = |text: &str| {
+        if let Some(model) = model {
+            return model.encode(text, true).map_err(refused);
+        }
         let mut tokens = Vec::with_capacity(text.len() / 3 + 1);
         tokens.push(tokenizer::BOS);
         tokenizer::encode(text, &mut tokens);
-        tokens
+        Ok(tokens)
     };
     let prompts = match opening(raw) {
         (b'"', _) => {
@@ -57,7 +67,7 @@ pub fn prompts(raw: Option<&RawValue>, name: &str) -> Result<Vec<Vec<u32>>, ApiE
             if text.is_empty() {
                 Vec::new()
             } else {
-                vec![encode(&text)]
+                vec![encode(&text)?]
             }
         }
         (b'[', b'"') => {
@@ -66,12 +76,12 @@ pub fn prompts(raw: Option<&RawValue>, name: &str) -> Result<Vec<Vec<u32>>, ApiE
                 .iter()
                 .map(|text| {
                     if text.is_empty() {
-                        Vec::new()
+                        Ok(Vec::new())
                     } else {
                         encode(text)
                     }
                 })
-                .collect()
+                .collect::<Result<_, ApiError>>()?
         }
         (b'[', b'[') => field(raw, name)?,
         (b'[', b']') => Vec::new(),
@@ -156,13 +166,40 @@ fn part_tokens(part: &Value, name: &str, out: &mut Vec<u32>) -> Result<(), ApiEr
 pub struct Chat {
     /// The whole prompt.
     pub tokens: Vec<u32>,
-    /// Where the last user message is in it.
-    pub echo: Range<usize>,
+    /// The last user message, in the simulator's own tokens.
+    pub echo: Vec<u32>,
+    /// What a chat template sees of it, as far as it is not in the body itself.
+    messages: Vec<Value>,
+}
+
+impl Chat {
+    /// The prompt in the tokens of the server's model, if it has one, as that model's template renders an OpenAI chat.
+    pub fn of_model(mut self, call: &Call, api: Api) -> Result<Chat, ApiError> {
+        let Some(model) = &call.live.config().tokenizer else {
+            return Ok(self);
+        };
+        let tokens = match api {
+            Api::Chat => model.prompt(Api::Chat, &call.body, None),
+            // Another API's messages, as an engine turns them into a chat.
+            _ => {
+                let body = json!({"messages": self.messages}).to_string();
+                model.prompt(Api::Chat, body.as_bytes(), None)
+            }
+        };
+        self.tokens = tokens.map_err(refused)?;
+        Ok(self)
+    }
+}
+
+/// 400 for what a model's tokenizer or template cannot take.
+pub fn refused(error: TokenError) -> ApiError {
+    ApiError::bad(error.to_string())
 }
 
 /// Builds a chat prompt message by message.
 pub struct ChatBuilder {
     chat: Chat,
+    echo: Range<usize>,
 }
 
 impl ChatBuilder {
@@ -176,7 +213,12 @@ impl ChatBuilder {
             tokenizer::encode(tools.get(), &mut tokens);
         }
         ChatBuilder {
-            chat: Chat { tokens, echo: 0..0 },
+            chat: Chat {
+                tokens,
+                echo: Vec::new(),
+                messages: Vec::new(),
+            },
+            echo: 0..0,
         }
     }
 
@@ -197,9 +239,16 @@ impl ChatBuilder {
             tokenizer::encode(calls.get(), tokens);
         }
         if role == "user" {
-            self.chat.echo = start..tokens.len();
+            self.echo = start..tokens.len();
         }
         tokenizer::close_message(tokens);
+        let content: Value = match raw {
+            Some(raw) => field(raw, "messages")?,
+            None => Value::Null,
+        };
+        self.chat
+            .messages
+            .push(json!({"role": role, "content": plain(content)}));
         Ok(())
     }
 
@@ -210,16 +259,30 @@ impl ChatBuilder {
         let start = tokens.len();
         tokenizer::encode(text, tokens);
         if role == "user" {
-            self.chat.echo = start..tokens.len();
+            self.echo = start..tokens.len();
         }
         tokenizer::close_message(tokens);
+        self.chat
+            .messages
+            .push(json!({"role": role, "content": text}));
     }
 
     /// The chat, open for the assistant's answer.
     pub fn build(mut self) -> Chat {
+        let echo = self.chat.tokens.get(self.echo);
+        self.chat.echo = echo.map(<[u32]>::to_vec).unwrap_or_default();
         tokenizer::open_message("assistant", &mut self.chat.tokens);
         self.chat
     }
+}
+
+/// The texts of another API's parts, as the one text that a template takes.
+fn plain(content: Value) -> Value {
+    let Value::Array(parts) = content else {
+        return content;
+    };
+    let text = |part: &Value| part.get("text").and_then(Value::as_str).map(str::to_owned);
+    Value::String(parts.iter().filter_map(text).collect())
 }
 
 /// The chat of OpenAI messages.

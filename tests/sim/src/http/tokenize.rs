@@ -7,6 +7,7 @@ use super::input::{self, Message};
 use super::{Call, ok_json};
 use crate::tokenizer;
 use http::Response;
+use quorate_routing::request::Api;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -34,11 +35,19 @@ struct Body<'a> {
 pub fn tokenize(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let mut request: Body<'_> = input::parse(&call.body)?;
     generate::model(&call.live, request.model.as_deref())?;
+    let model = call.live.config().tokenizer.as_deref();
     let tokens = match (request.messages.take(), request.prompt) {
-        (Some(messages), None) => input::chat(Some(messages), request.tools)?.tokens,
+        (Some(messages), None) => {
+            let chat = input::chat(Some(messages), request.tools)?;
+            chat.of_model(call, Api::Chat)?.tokens
+        }
         (None, Some(prompt)) => {
-            let mut tokens = input::prompts(Some(prompt), "prompt")?.swap_remove(0);
-            if request.add_special_tokens == Some(false) && tokens.first() == Some(&tokenizer::BOS)
+            let mut tokens = input::prompts(Some(prompt), "prompt", model)?.swap_remove(0);
+            if let (Some(model), Some(false)) = (model, request.add_special_tokens) {
+                let text: String = input::field(prompt, "prompt")?;
+                tokens = model.encode(&text, false).map_err(input::refused)?;
+            } else if request.add_special_tokens == Some(false)
+                && tokens.first() == Some(&tokenizer::BOS)
             {
                 tokens.remove(0);
             }
@@ -53,7 +62,7 @@ pub fn tokenize(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let strings: Option<Vec<String>> = (request.return_token_strs == Some(true)).then(|| {
         tokens
             .iter()
-            .map(|token| tokenizer::detokenize(&[*token]))
+            .map(|token| call.live.spell(&[*token]).0)
             .collect()
     });
     Ok(ok_json(&json!({
@@ -71,14 +80,14 @@ pub fn detokenize(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let tokens = request
         .tokens
         .ok_or_else(|| ApiError::bad("`tokens` is missing").param("tokens"))?;
-    Ok(ok_json(&json!({"prompt": tokenizer::detokenize(&tokens)})))
+    Ok(ok_json(&json!({"prompt": call.live.spell(&tokens).0})))
 }
 
 /// `POST /v1/chat/completions/render`: the tokens of a chat.
 pub fn render_chat(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let mut request: Body<'_> = input::parse(&call.body)?;
     generate::model(&call.live, request.model.as_deref())?;
-    let chat = input::chat(request.messages.take(), request.tools)?;
+    let chat = input::chat(request.messages.take(), request.tools)?.of_model(call, Api::Chat)?;
     Ok(ok_json(&json!({"token_ids": chat.tokens})))
 }
 
@@ -86,7 +95,8 @@ pub fn render_chat(call: &Call) -> Result<Response<SimBody>, ApiError> {
 pub fn render_completions(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let request: Body<'_> = input::parse(&call.body)?;
     generate::model(&call.live, request.model.as_deref())?;
-    let prompts = input::prompts(request.prompt, "prompt")?;
+    let tokenizer = call.live.config().tokenizer.as_deref();
+    let prompts = input::prompts(request.prompt, "prompt", tokenizer)?;
     Ok(ok_json(
         &prompts
             .iter()
@@ -98,6 +108,6 @@ pub fn render_completions(call: &Call) -> Result<Response<SimBody>, ApiError> {
 /// `POST /v1/messages/count_tokens`.
 pub fn count_tokens(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let mut request: MessagesBody<'_> = input::parse(&call.body)?;
-    let chat = request.chat()?;
+    let chat = request.chat()?.of_model(call, Api::Messages)?;
     Ok(ok_json(&json!({"input_tokens": chat.tokens.len()})))
 }

@@ -18,6 +18,8 @@ pub struct PlannedCall {
     pub arguments: u32,
     /// The token after its last one.
     pub end: u32,
+    /// Its arguments, whole.
+    pub spelled: String,
 }
 
 /// Plans an output of calls, cut off after `limit` tokens. Stop strings and minimum lengths do not touch it: they are about
@@ -36,6 +38,7 @@ pub fn plan(calls: Vec<ToolCall>, limit: u32) -> Plan {
             first,
             arguments,
             end: tokens.len() as u32,
+            spelled: call.arguments,
         });
     }
     let limit = limit.max(1) as usize;
@@ -54,6 +57,7 @@ pub fn plan(calls: Vec<ToolCall>, limit: u32) -> Plan {
         finish,
         stop_reason: None,
         calls: planned,
+        pieces: false,
     }
 }
 

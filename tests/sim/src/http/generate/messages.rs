@@ -10,6 +10,7 @@ use crate::http::shapes::messages::Messages;
 use crate::live::unix_now;
 use crate::text::Sampling;
 use http::Response;
+use quorate_routing::request::Api;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -61,7 +62,7 @@ impl MessagesBody<'_> {
 pub async fn messages(call: Call) -> Result<Response<SimBody>, ApiError> {
     let body = call.body.clone();
     let mut request: MessagesBody<'_> = input::parse(&body)?;
-    let chat = request.chat()?;
+    let chat = request.chat()?.of_model(&call, Api::Messages)?;
     let max_tokens = positive(request.max_tokens, "max_tokens")?;
     if max_tokens.is_none() {
         return Err(ApiError::bad("`max_tokens` is missing").param("max_tokens"));
@@ -75,12 +76,7 @@ pub async fn messages(call: Call) -> Result<Response<SimBody>, ApiError> {
         n: 1,
     };
     let job = Job {
-        echo: vec![
-            chat.tokens
-                .get(chat.echo)
-                .map(<[u32]>::to_vec)
-                .unwrap_or_default(),
-        ],
+        echo: vec![chat.echo],
         prompts: vec![chat.tokens],
         n: 1,
         sampling: Sampling {

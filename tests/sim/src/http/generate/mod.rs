@@ -13,20 +13,21 @@ pub use tokens::{sglang, tokens};
 use super::body::{Cutter, EventStream, SimBody};
 use super::error::ApiError;
 use super::hints::Hints;
+use super::input;
 use super::shapes::Shape;
 use super::{Call, json_type, respond};
 use crate::asked::Asked;
-use crate::config::LoraModule;
-use crate::config::Mode;
+use crate::config::{LoraModule, Mode, SimConfig};
 use crate::engine::AddError;
 use crate::engine::naming::{Identity, Naming};
 use crate::engine::sequence::{NewSequence, Prompt, root_hash};
 use crate::live::{self, Live};
 use crate::text::{self, Plan, Sampling, Source};
 use crate::tokenizer::BOS;
-use crate::tools::{self, ToolCallConfig, ToolError, Tools};
+use crate::tools::{self, ToolError, Tools};
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use xxhash_rust::xxh3::xxh3_64;
@@ -161,7 +162,7 @@ fn room(prompt: usize, sampling: &Sampling, max_model_len: u32) -> Result<u32, A
 }
 
 /// Plans one output: calls of tools where the request offers some and they are drawn, text otherwise.
-fn plan(job: &Job, source: &Source<'_>, config: &ToolCallConfig) -> Result<Plan, ApiError> {
+fn plan(job: &Job, source: &Source<'_>, config: &SimConfig) -> Result<Plan, ApiError> {
     // What repeats the prompt calls nothing, unless it must.
     let tools = job
         .tools
@@ -169,10 +170,20 @@ fn plan(job: &Job, source: &Source<'_>, config: &ToolCallConfig) -> Result<Plan,
         .filter(|tools| source.mode == Mode::Random || tools.demanded());
     if let Some(tools) = tools {
         let mut rng = source.rng(&job.sampling, TOOL_STREAM);
-        let calls = tools.draw(config, &mut rng).map_err(tool_error)?;
+        let calls = tools
+            .draw(&config.tool_calls, &mut rng)
+            .map_err(tool_error)?;
         if !calls.is_empty() {
             return Ok(tools::plan(calls, source.limit(&job.sampling)));
         }
+    }
+    if config.tokenizer.is_some() && !job.sampling.stop_token_ids.is_empty() {
+        // They are the model's: the translation looks for them.
+        let sampling = Sampling {
+            stop_token_ids: Vec::new(),
+            ..job.sampling.clone()
+        };
+        return Ok(text::plan(&sampling, source));
     }
     Ok(text::plan(&job.sampling, source))
 }
@@ -228,7 +239,12 @@ pub async fn run(
             .rotate_left(1)
             ^ tail;
         for choice in 0..job.n {
-            let asked = job.echo.get(at).unwrap_or(tokens).as_slice();
+            let asked = match (&config.tokenizer, job.echo.get(at)) {
+                (_, Some(asked)) => Cow::Borrowed(asked.as_slice()),
+                (Some(model), None) => Cow::Owned(model.own_tokens(tokens)),
+                (None, None) => Cow::Borrowed(tokens.as_slice()),
+            };
+            let asked = &*asked;
             let echo = match config.mode {
                 Mode::Echo => asked,
                 Mode::Random => &[],
@@ -244,7 +260,17 @@ pub async fn run(
                 length: &config.output_length,
                 room,
             };
-            let plan = Arc::new(plan(&job, &source, &config.tool_calls)?);
+            let mut plan = plan(&job, &source, config)?;
+            if let Some(model) = &config.tokenizer {
+                // Text that is there already is said whole; random text is as long as it was planned.
+                let most = match (config.mode, &config.dataset) {
+                    (Mode::Random, None) => plan.tokens.len(),
+                    _ => source.limit(&job.sampling) as usize,
+                };
+                let translated = model.translate(plan, &job.sampling, most);
+                plan = translated.map_err(input::refused)?;
+            }
+            let plan = Arc::new(plan);
             planned += plan.tokens.len();
             if planned > MAX_PLANNED_TOKENS {
                 let wrong = format!("a request may ask for {MAX_PLANNED_TOKENS} tokens at most");

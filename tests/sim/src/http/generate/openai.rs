@@ -11,10 +11,10 @@ use crate::http::shapes::logprobs::MAX_TOP;
 use crate::http::shapes::{Head, StreamOptions};
 use crate::live::unix_now;
 use crate::text::Sampling;
-use crate::tokenizer;
 use crate::tools::{ToolCallConfig, Tools};
 use http::Response;
 use http::header::HeaderName;
+use quorate_routing::request::Api;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -211,7 +211,7 @@ fn threshold(call: &Call, asked: Option<f64>) -> Result<Option<f64>, ApiError> {
 pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
     let body = call.body.clone();
     let mut request: OpenAi<'_> = input::parse(&body)?;
-    let chat = input::chat(request.messages.take(), request.tools)?;
+    let chat = input::chat(request.messages.take(), request.tools)?.of_model(&call, Api::Chat)?;
     let model = model(&call.live, request.model.as_deref())?;
     let n = positive(request.n, "n")?.unwrap_or(1);
     let stream = request.stream.unwrap_or(false);
@@ -223,11 +223,7 @@ pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
         prompt_tokens: chat.tokens.len() as u32,
         n,
     };
-    let echo = chat
-        .tokens
-        .get(chat.echo)
-        .map(<[u32]>::to_vec)
-        .unwrap_or_default();
+    let echo = chat.echo;
     let tools = request.tools(&call.live.config().tool_calls)?;
     let logprobs = request.chat_logprobs()?;
     let job = Job {
@@ -259,7 +255,8 @@ pub async fn chat(call: Call) -> Result<Response<SimBody>, ApiError> {
 pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
     let body = call.body.clone();
     let request: OpenAi<'_> = input::parse(&body)?;
-    let prompts = input::prompts(request.prompt, "prompt")?;
+    let tokenizer = call.live.config().tokenizer.as_deref();
+    let prompts = input::prompts(request.prompt, "prompt", tokenizer)?;
     let model = model(&call.live, request.model.as_deref())?;
     let n = positive(request.n, "n")?.unwrap_or(1);
     let stream = request.stream.unwrap_or(false);
@@ -274,9 +271,14 @@ pub async fn completions(call: Call) -> Result<Response<SimBody>, ApiError> {
     let echo = match request.echo {
         Some(true) => prompts
             .iter()
-            .map(|prompt| Echo {
-                text: tokenizer::detokenize(prompt),
-                tokens: prompt.clone(),
+            .map(|prompt| {
+                let (text, ends) = call.live.spell(prompt);
+                Echo {
+                    text,
+                    ends,
+                    pieces: tokenizer.is_some(),
+                    tokens: prompt.clone(),
+                }
             })
             .collect(),
         _ => Vec::new(),

@@ -10,6 +10,7 @@ use crate::http::shapes::responses::Responses;
 use crate::live::unix_now;
 use crate::text::Sampling;
 use http::Response;
+use quorate_routing::request::Api;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -72,7 +73,7 @@ pub async fn responses(call: Call) -> Result<Response<SimBody>, ApiError> {
             return Err(ApiError::bad("`input` is empty").param("input"));
         }
     }
-    let chat = builder.build();
+    let chat = builder.build().of_model(&call, Api::Responses)?;
     let model = model(&call.live, request.model.as_deref())?;
     let head = Head {
         id: format!("resp_{}", call.id),
@@ -83,12 +84,7 @@ pub async fn responses(call: Call) -> Result<Response<SimBody>, ApiError> {
     };
     let max_tokens = positive(request.max_output_tokens, "max_output_tokens")?;
     let job = Job {
-        echo: vec![
-            chat.tokens
-                .get(chat.echo)
-                .map(<[u32]>::to_vec)
-                .unwrap_or_default(),
-        ],
+        echo: vec![chat.echo],
         prompts: vec![chat.tokens],
         n: 1,
         sampling: Sampling {

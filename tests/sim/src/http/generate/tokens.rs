@@ -122,7 +122,7 @@ pub async fn sglang(call: Call) -> Result<Response<SimBody>, ApiError> {
         Some(ids) => (Some(ids), "input_ids"),
         None => (request.text, "text"),
     };
-    let prompts = input::prompts(raw, name)?;
+    let prompts = input::prompts(raw, name, call.live.config().tokenizer.as_deref())?;
     let model = model(&call.live, request.lora_path.as_deref())?;
     let batch = prompts.len() > 1;
     let head = Head {

@@ -28,6 +28,10 @@ pub struct Echo {
     pub tokens: Vec<u32>,
     /// Its text.
     pub text: String,
+    /// Where the text of each token ends.
+    pub ends: Vec<u32>,
+    /// The tokens are a model's.
+    pub pieces: bool,
 }
 
 impl Completion {
@@ -55,11 +59,12 @@ impl Completion {
         };
         let mut lists = Lists::new(top);
         if let Some(echo) = self.echo(at).filter(|_| tokens.start == 0) {
-            lists.prompt(&echo.tokens);
+            lists.prompt(echo);
             offset += echo.text.chars().count();
         }
         for token in tokens {
-            lists.add(&seq.plan.tokens, token as usize, offset);
+            let own = seq.plan.pieces.then(|| seq.plan.piece(token));
+            lists.add(&seq.plan.tokens, token as usize, offset, own);
             offset += seq.plan.piece(token).chars().count();
         }
         lists.write(out);

@@ -3,8 +3,9 @@
 //! Nothing was sampled, so the figures are made up, from the token and the one before it: the same text has the same ones.
 //! They are plausible: the probabilities of one place add up to less than one.
 
+use super::completion::Echo;
 use crate::http::json::{number, push, string};
-use crate::text::{Plan, spell};
+use crate::text::Plan;
 use crate::tokenizer::{self, EOS};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -61,6 +62,11 @@ fn bytes(token: u32) -> Vec<u8> {
     bytes
 }
 
+/// A model's token without text is the end, or waits for the rest of its character.
+fn shown(piece: &str) -> &str {
+    if piece.is_empty() { EOS_TEXT } else { piece }
+}
+
 fn spelled(token: u32) -> String {
     String::from_utf8_lossy(&bytes(token)).into_owned()
 }
@@ -85,8 +91,11 @@ fn list<T>(
 }
 
 /// The fields of a chat's token, without the closing brace.
-fn chat_token(candidate: &Candidate, out: &mut Vec<u8>) {
-    let bytes = bytes(candidate.token);
+fn chat_token(candidate: &Candidate, own: Option<&str>, out: &mut Vec<u8>) {
+    let bytes = match own {
+        Some(own) => shown(own).into(),
+        None => bytes(candidate.token),
+    };
     push("{\"token\":", out);
     string(&String::from_utf8_lossy(&bytes), out);
     push(",\"logprob\":", out);
@@ -100,15 +109,16 @@ pub fn chat(plan: &Plan, places: std::ops::Range<u32>, top: u32, out: &mut Vec<u
     push("{\"content\":", out);
     list(places, out, |at, out| {
         let candidates = candidates(&plan.tokens, at as usize, top);
+        let text = plan.pieces.then(|| plan.piece(at));
         if let Some(own) = candidates.first() {
-            chat_token(own, out);
+            chat_token(own, text, out);
         }
         push(",\"top_logprobs\":", out);
         list(
-            candidates.iter().take(top as usize),
+            candidates.iter().take(top as usize).enumerate(),
             out,
-            |candidate, out| {
-                chat_token(candidate, out);
+            |(place, candidate), out| {
+                chat_token(candidate, text.filter(|_| place == 0), out);
                 push("}", out);
             },
         );
@@ -139,29 +149,33 @@ impl Lists {
     }
 
     /// Adds the tokens of a prompt. The first one has no probability: nothing comes before it.
-    pub fn prompt(&mut self, tokens: &[u32]) {
-        let (text, ends) = spell(tokens);
+    pub fn prompt(&mut self, echo: &Echo) {
+        let text = echo.text.as_str();
         let (mut start, mut offset) = (0, 0);
-        for (at, end) in ends.into_iter().enumerate() {
-            self.add(tokens, at, offset);
+        for (at, end) in echo.ends.iter().enumerate() {
+            let end = *end as usize;
+            let own = text.get(start..end).filter(|_| echo.pieces);
+            self.add(&echo.tokens, at, offset, own);
             if at == 0 {
                 self.logprobs.fill(None);
                 self.alternatives.iter_mut().for_each(Vec::clear);
             }
-            let end = end as usize;
             offset += text.get(start..end).map_or(0, |text| text.chars().count());
             start = end;
         }
     }
 
-    /// Adds token `at`, whose text starts at `offset` characters.
-    pub fn add(&mut self, tokens: &[u32], at: usize, offset: usize) {
+    /// Adds token `at`, whose text starts at `offset` characters; `text` is that text where the token's number does not tell it.
+    pub fn add(&mut self, tokens: &[u32], at: usize, offset: usize, text: Option<&str>) {
         let candidates = candidates(tokens, at, self.top);
         let Some(own) = candidates.first() else {
             return;
         };
         self.offsets.push(offset);
-        self.tokens.push(spelled(own.token));
+        self.tokens.push(match text {
+            Some(text) => shown(text).to_owned(),
+            None => spelled(own.token),
+        });
         self.logprobs.push(Some(own.logprob));
         self.alternatives.push(candidates);
     }
