@@ -16,12 +16,14 @@ use crate::explain::{DecisionReceiver, Desk, FileOptions};
 use crate::{admin, control, grpc, prometheus};
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use quorate_cache::route::CachePlugins;
 use quorate_endpoint::{EndpointPlane, Peer, PlaneEvent, PlaneHandle, PlaneOptions};
 use quorate_extproc::{ExtProc, ExtProcHandle};
 use quorate_gateway::{Gateway, GatewayHandle, GatewayShared, upstream_client_config};
 use quorate_proto::v1;
 use quorate_raft::{Advertise, Cluster, Options, PeerTls, StopReason};
 use quorate_routing::RoutingView;
+use quorate_routing::config::Registry;
 use quorate_routing::explain::Recorder;
 use quorate_routing::identity::Authenticator;
 use std::net::SocketAddr;
@@ -161,6 +163,7 @@ impl Node {
             declare: Arc::new(declare::ThroughCluster::new(cluster.clone())),
             tls,
             timing: quorate_endpoint::Timing::default(),
+            registry: CachePlugins::default().register(Registry::default()),
         })
         .await?;
         let plane = Arc::new(plane);

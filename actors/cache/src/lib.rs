@@ -14,6 +14,7 @@ pub mod hash;
 pub mod index;
 pub mod keys;
 pub mod link;
+pub mod route;
 pub mod tier;
 pub mod tokens;
 

@@ -202,7 +202,7 @@ fn pieces(learnt: Learnt) -> Vec<Learnt> {
             let pieces = all.chunks(WORDS_A_MESSAGE / 4);
             pieces.map(|p| Learnt::Sessions(p.to_vec())).collect()
         }
-        cold => vec![cold],
+        whole => vec![whole],
     }
 }
 

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use quorate_proto::peer::v1::load_exchange_server::LoadExchangeServer;
 use quorate_proto::v1::{EndpointStatus, PoolStatus};
 use quorate_routing::SharedView;
+use quorate_routing::config::Registry;
 use ractor::{Actor, ActorCell};
 use std::sync::Arc;
 use tokio::sync::{Notify, broadcast, watch};
@@ -61,6 +62,8 @@ pub struct PlaneOptions {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Paces of the load exchange.
     pub timing: Timing,
+    /// What scheduling configs may name beside the plugins of routing itself.
+    pub registry: Registry,
 }
 
 /// The plane could not be started.
@@ -86,7 +89,7 @@ impl EndpointPlane {
         let live: LiveNodes = [(origin.node_id, Arc::clone(&origin.region))]
             .into_iter()
             .collect();
-        let policies = Policies::of_cluster(&options.cluster_id);
+        let policies = Policies::of_cluster(&options.cluster_id, options.registry);
         let shared = Arc::new(Shared {
             origin,
             cluster_id: options.cluster_id,

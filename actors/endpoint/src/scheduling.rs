@@ -47,10 +47,10 @@ struct Config {
 
 impl Policies {
     /// None yet. Routers of the same cluster hash prompts alike, so that they can tell each other what they learnt.
-    pub fn of_cluster(id: &str) -> Self {
+    pub fn of_cluster(id: &str, registry: Registry) -> Self {
         Self {
             pools: BTreeMap::new(),
-            registry: Registry::default().with_secret(xxh3_64(id.as_bytes())),
+            registry: registry.with_secret(xxh3_64(id.as_bytes())),
         }
     }
 

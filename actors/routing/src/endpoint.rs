@@ -2,6 +2,7 @@
 
 mod engine_facts;
 mod facts;
+mod prefill_rate;
 mod reservation;
 pub mod slot;
 #[cfg(test)]
@@ -9,6 +10,7 @@ pub(crate) mod tests;
 
 pub use engine_facts::{AdapterLoad, CacheShape};
 pub use facts::EndpointFacts;
+pub use prefill_rate::PrefillRate;
 pub use reservation::{Failure, Reservation};
 
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
@@ -167,6 +169,7 @@ pub struct Endpoint {
     models: ArcSwap<Vec<ServedModel>>,
     adapters: ArcSwap<AdapterLoad>,
     cache_shape: AtomicU64,
+    prefill_rate: PrefillRate,
     facts: OnceLock<Arc<EndpointFacts>>,
 }
 
@@ -206,6 +209,7 @@ impl Endpoint {
             models: ArcSwap::default(),
             adapters: ArcSwap::default(),
             cache_shape: AtomicU64::new(0),
+            prefill_rate: PrefillRate::default(),
             facts: OnceLock::new(),
         }
     }
@@ -346,6 +350,11 @@ impl Endpoint {
     /// Size of its KV cache, if the engine says.
     pub fn cache_shape(&self) -> Option<CacheShape> {
         CacheShape::unpack(self.cache_shape.load(Relaxed))
+    }
+
+    /// How fast it was seen to compute prompts.
+    pub fn prefill_rate(&self) -> &PrefillRate {
+        &self.prefill_rate
     }
 
     /// All of its load at once, for a pick.

@@ -18,6 +18,15 @@ pub enum Learnt {
         /// Hashes, those that it should forget first at the beginning.
         hashes: Vec<u64>,
     },
+    /// One of its data-parallel ranks will soon have these blocks, because a request that has them was sent there.
+    Expected {
+        /// Which rank.
+        rank: u32,
+        /// Of the engine's process: another one begins without them.
+        incarnation: u64,
+        /// Keys of the prompt's blocks, the first one first.
+        keys: Vec<u64>,
+    },
     /// These sessions are bound to it.
     Sessions(Vec<SessionBinding>),
     /// It took a prompt that nobody had cached.
@@ -43,6 +52,7 @@ impl Learnt {
     pub fn words(&self) -> usize {
         match self {
             Self::Blocks { hashes, .. } => hashes.len(),
+            Self::Expected { keys, .. } => keys.len() + 1,
             Self::Sessions(bindings) => bindings.len() * SESSION_WORDS,
             Self::Cold { .. } => 1,
         }

@@ -43,6 +43,10 @@ pub struct Picked {
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Headers for the answer to the client.
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the body of the request to the endpoint, where that is a JSON object: the members of `kv_transfer_params`.
+    pub kv_hints: Option<String>,
+    /// Prompt tokens that the endpoint is believed to have cached; `None`: nothing is known of the prompt.
+    pub cached_tokens: Option<u64>,
 }
 
 impl Picked {
@@ -54,6 +58,8 @@ impl Picked {
             fallbacks: Vec::new(),
             request_headers: Vec::new(),
             response_headers: Vec::new(),
+            kv_hints: None,
+            cached_tokens: None,
         }
     }
 

@@ -19,7 +19,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use attributes::{Attributes, ColumnId, Prediction, PrefixColumn, Shape};
+pub use attributes::{Attributes, ColumnId, Prediction, PrefixColumn, Shape, TierBlocks};
 pub use decision::{
     Candidate, Column, Decision, Produced, ProfileRecord, Reading, Removal, ScoreColumn,
 };
@@ -258,7 +258,8 @@ impl Pipeline {
                 return Err(Unavailable::NoneAvailable.into());
             };
             prefer::check(&context, self.shape, primary)?;
-            let Some(reservation) = endpoint.reserve_with(now, self.tokens_of(&context, primary))
+            let Some(mut reservation) =
+                endpoint.reserve_with(now, self.tokens_of(&context, primary))
             else {
                 rows.retain(|row| *row != primary);
                 if let Some(record) = &mut record {
@@ -276,6 +277,14 @@ impl Pipeline {
                 hook.plugin
                     .on_picked(&context, stages, primary, &mut extras);
             }
+            let cached_tokens = self.cached_tokens(&context, primary);
+            // The first byte of an answer that comes as a whole tells nothing of its prompt.
+            if let Some(cached) = cached_tokens.filter(|_| request.stream)
+                && extras.companions.is_empty()
+            {
+                let prompt = request.estimated_prompt_tokens();
+                reservation.measure_prefill(now, prompt.saturating_sub(cached));
+            }
             for row in extras.companions.drain(..) {
                 let place = endpoints
                     .get(row)
@@ -291,6 +300,8 @@ impl Pipeline {
                 fallbacks: others.iter().filter_map(endpoint_of).collect(),
                 request_headers: extras.request_headers,
                 response_headers: extras.response_headers,
+                kv_hints: (!extras.kv_hints.is_empty()).then(|| extras.kv_hints.join(",")),
+                cached_tokens,
             });
         }
         Err(Unavailable::none_left(ask.tried).into())
@@ -326,6 +337,16 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// Prompt tokens that the endpoint has cached, as the first producer that knows of the prompt says.
+    fn cached_tokens(&self, context: &Context<'_>, row: Row) -> Option<u64> {
+        self.filled
+            .iter()
+            .filter(|filled| filled.what == Produces::Prefix)
+            .filter_map(|filled| context.attributes.prefix(filled.id))
+            .find(|column| column.total_blocks > 0)
+            .map(|column| column.matched_tokens(row))
     }
 
     /// Prompt tokens that the endpoint still has to compute for the request.

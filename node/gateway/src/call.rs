@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, request};
 use quorate_routing::flow::Permit;
 use quorate_routing::plugin::producer::burst_prefix::Together;
+use quorate_routing::tokens::PromptTokens;
 use quorate_routing::{Caller, Class, RequestInfo};
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,6 +42,10 @@ pub(crate) struct Call {
     pub permit: Option<Permit>,
     /// Where it should go together with others that came at the same time.
     pub together: Option<Together>,
+    /// Its prompt as tokens, where its pool has a use for them.
+    pub tokens: Option<Box<PromptTokens>>,
+    /// The body as the present endpoint gets it, where that is another one: with hints for its engine.
+    pub hinted: Option<Bytes>,
     /// Set on what goes to the endpoint, in place of those of the same name: the scheduler's decision.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Set on the answer.

@@ -148,6 +148,8 @@ fn classify(worker: &Worker, parsed: Parsed) -> Result<Call, Refusal> {
         class,
         permit: None,
         together: None,
+        tokens: None,
+        hinted: None,
         request_headers: Vec::new(),
         response_headers: Vec::new(),
         changes,

@@ -10,8 +10,10 @@ use crate::call::Call;
 use crate::error::Refusal;
 use crate::gather::Gathering;
 use crate::headers;
+use crate::hints::with_hints;
 use crate::metrics::{dropped, not_picked, retried};
 use crate::observe::End;
+use crate::tokenize::tokenize;
 use crate::upstream::{self, Answer, Failed};
 use crate::worker::Worker;
 use http::Response;
@@ -61,6 +63,9 @@ enum Last {
 async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody>, Refusal> {
     let core = &worker.core;
     core.budget.deposit();
+    if let Some(tokenizing) = tokenize(&core.shared, &call.class, &call.info, &call.body) {
+        call.tokens = tokenizing.await;
+    }
     let gathering = Gathering::join(&call.class, &call.info, &call.body, || {
         let view = core.shared.view().load();
         let route = view.route_of(&call.class, &call.info).ok()?;
@@ -201,6 +206,8 @@ fn pick(
             record.fallback();
             record.picked(&reservation, None);
         }
+        call.observation.predicted(&reservation, None);
+        call.hinted = None;
         return Ok(Picked {
             reservation,
             via: None,
@@ -223,6 +230,7 @@ fn pick(
         ..call
             .class
             .scheduling(&call.info, &call.parts.headers, &prompt, &media)
+            .with_tokens(call.tokens.as_deref())
     };
     let picked = route.pool.policy.scheduler.schedule(
         &request,
@@ -245,6 +253,11 @@ fn pick(
     match picked {
         Ok(picked) => {
             call.observation.chosen();
+            call.observation
+                .predicted(&picked.reservation, picked.cached_tokens);
+            call.hinted = picked
+                .kv_hints
+                .and_then(|hints| with_hints(call.info.api, &call.body, &hints));
             call.request_headers = picked.request_headers;
             call.response_headers = picked.response_headers;
             // A fallback is reached directly; what passes requests on has its own list.

@@ -3,10 +3,13 @@
 //! `llm_d_epp_*` names and labels mean what llm-d's endpoint picker means by them; `quorate_gateway_*` is ours. The number of
 //! label values is limited, because clients choose them: see [`labels`].
 
+mod accuracy;
 mod labels;
 
+pub(crate) use accuracy::Predicted;
 pub(crate) use labels::{Labels, RequestMetrics};
 
+use accuracy::Accuracies;
 use labels::Requests;
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
@@ -46,6 +49,10 @@ const REUSES: &str = "quorate_gateway_upstream_reuses_total";
 const FAILURES: &str = "quorate_gateway_endpoint_failures_total";
 const ABORTS: &str = "quorate_gateway_client_aborts_total";
 const DROPPED: &str = "quorate_gateway_dropped_total";
+const CACHE_PREDICTIONS: &str = "quorate_prefix_predictions_total";
+const CACHE_PREDICTED: &str = "quorate_prefix_predicted_tokens_total";
+const CACHE_FOUND: &str = "quorate_prefix_found_tokens_total";
+const CACHE_ERROR: &str = "quorate_prefix_error_tokens_total";
 
 const SECONDS: &[f64] = &[
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
@@ -231,6 +238,22 @@ pub fn describe() {
     );
     describe_counter!(ABORTS, "Requests whose client went away before the end.");
     describe_counter!(
+        CACHE_PREDICTIONS,
+        "Requests of which it was predicted how much of the prompt is cached, and whose engine then said how much was."
+    );
+    describe_counter!(
+        CACHE_PREDICTED,
+        "Prompt tokens that were predicted to be cached, of these requests."
+    );
+    describe_counter!(
+        CACHE_FOUND,
+        "Prompt tokens that the engine found in its cache, of these requests."
+    );
+    describe_counter!(
+        CACHE_ERROR,
+        "Differences between the two, request by request, whichever was more."
+    );
+    describe_counter!(
         DROPPED,
         "Requests turned away before they reached an endpoint, by reason."
     );
@@ -250,6 +273,7 @@ pub(crate) struct Metrics {
     pub processing: Histogram,
     pub response_processing: Histogram,
     requests: Requests,
+    accuracies: Accuracies,
 }
 
 impl Metrics {
@@ -267,12 +291,18 @@ impl Metrics {
             processing: histogram!(PROCESSING),
             response_processing: histogram!(RESPONSE_PROCESSING),
             requests: Requests::new(),
+            accuracies: Accuracies::default(),
         }
     }
 
     /// The handles of a classified request, made at first use. `model` is the one the client named, if a pool serves it.
     pub fn request(&self, model: Option<&str>, class: &Class) -> Arc<RequestMetrics> {
         self.requests.of(model, class)
+    }
+
+    /// It was predicted that the endpoint has `tokens` of a prompt cached.
+    pub fn predicted(&self, endpoint: &Endpoint, tokens: u64) -> Predicted {
+        self.accuracies.predicted(endpoint, tokens)
     }
 
     /// The handles for everything that has no name of its own.

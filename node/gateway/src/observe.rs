@@ -3,11 +3,11 @@
 use crate::authenticate::Session;
 use crate::error::Refusal;
 use crate::gaps::Gaps;
-use crate::metrics::{Labels, Metrics, RequestMetrics};
+use crate::metrics::{Labels, Metrics, Predicted, RequestMetrics};
 use crate::record::Recording;
 use crate::usage::Usage;
 use http::Method;
-use quorate_routing::now_ms;
+use quorate_routing::{Reservation, now_ms};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +61,8 @@ pub(crate) struct Observation {
     token_events: u64,
     response_bytes: u64,
     usage: Usage,
+    /// What the pick believed of the endpoint's cache.
+    predicted: Option<Predicted>,
     /// An endpoint has been chosen.
     chosen: bool,
     /// Spent on the answer so far.
@@ -96,6 +98,7 @@ impl Observation {
             token_events: 0,
             response_bytes: 0,
             usage: Usage::default(),
+            predicted: None,
             chosen: false,
             processing: Duration::ZERO,
             ended: false,
@@ -115,6 +118,12 @@ impl Observation {
         if !std::mem::replace(&mut self.chosen, true) {
             self.metrics.processing.record(self.started.elapsed());
         }
+    }
+
+    /// The pick believes that its endpoint has so many tokens of the prompt cached; `None`: it knows nothing.
+    pub fn predicted(&mut self, reservation: &Reservation, cached_tokens: Option<u64>) {
+        let predict = |tokens| self.metrics.predicted(reservation.endpoint(), tokens);
+        self.predicted = cached_tokens.map(predict);
     }
 
     /// A piece of the answer has been looked into and changed.
@@ -214,6 +223,9 @@ impl Observation {
                 }
                 if let Some(tokens) = self.usage.cached {
                     model.cached_tokens.record(tokens as f64);
+                    if let Some(predicted) = &self.predicted {
+                        predicted.compare(tokens);
+                    }
                 }
                 if let Some(tokens) = output {
                     model.output_tokens.record(tokens as f64);

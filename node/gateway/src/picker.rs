@@ -18,6 +18,7 @@ use crate::change::Changes;
 use crate::classify::{edit, place};
 use crate::error::{Refusal, dialect};
 use crate::headers::{REQUEST_ID, TRACEPARENT};
+use crate::hints::with_hints;
 use crate::metrics::{Metrics, dropped, not_picked};
 use crate::observe::{End, Observation};
 use crate::parse::{check, understand};
@@ -30,6 +31,7 @@ use quorate_routing::classify::media_sizes;
 use quorate_routing::flow::Permit;
 use quorate_routing::plugin::producer::burst_prefix::Together;
 use quorate_routing::request::PromptIn;
+use quorate_routing::tokens::PromptTokens;
 use quorate_routing::{
     Api, Caller, Class, Decision, Dialect, Endpoint, Picked, RequestInfo, Route, SchedulingRequest,
     Target, Tried, now_ms,
@@ -82,6 +84,8 @@ pub struct Asked {
     permit: Option<Permit>,
     /// Where it should go together with others that came at the same time.
     together: Option<Together>,
+    /// Its prompt as tokens, where its pool has a use for them.
+    tokens: Option<Box<PromptTokens>>,
     started: Instant,
     observation: Observation,
 }
@@ -266,6 +270,7 @@ impl Picker {
             dialect,
             permit: None,
             together: None,
+            tokens: None,
             started,
             observation,
         })
@@ -294,12 +299,19 @@ impl Picker {
                 among,
             }) => {
                 asked.observation.chosen();
+                asked
+                    .observation
+                    .predicted(&picked.reservation, picked.cached_tokens);
+                let hinted = picked
+                    .kv_hints
+                    .and_then(|hints| with_hints(asked.info.api, &asked.body, &hints));
+                let changed = || asked.changed.then(|| asked.body.clone());
                 Ok(Choice {
                     addresses,
                     scores,
                     request_headers: picked.request_headers,
                     response_headers: picked.response_headers,
-                    body: asked.changed.then(|| asked.body.clone()),
+                    body: hinted.or_else(changed),
                     passing: Passing::new(asked, picked.reservation, picked.via, among),
                 })
             }
@@ -345,7 +357,9 @@ impl Picker {
         let media = media_sizes(&prompt);
         let request = SchedulingRequest {
             together: asked.together.as_ref(),
-            ..class.scheduling(info, headers, &prompt, &media)
+            ..class
+                .scheduling(info, headers, &prompt, &media)
+                .with_tokens(asked.tokens.as_deref())
         };
         let mut tried = Tried::default();
         loop {

@@ -195,13 +195,9 @@ fn request(entry: &Entry, call: &Call, version: Version) -> Request<Full<Bytes>>
         ..
     } = &call.parts;
     let has_body = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
-    let mut headers = headers::to_endpoint(
-        headers,
-        call.body.len(),
-        has_body,
-        entry.host(),
-        &call.client,
-    );
+    let body = call.hinted.as_ref().unwrap_or(&call.body);
+    let mut headers =
+        headers::to_endpoint(headers, body.len(), has_body, entry.host(), &call.client);
     for (name, value) in &call.request_headers {
         headers.insert(name.clone(), value.clone());
     }
@@ -209,7 +205,7 @@ fn request(entry: &Entry, call: &Call, version: Version) -> Request<Full<Bytes>>
         // gRPC servers take it as the sign that the answer's trailers will be read.
         headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
-    let mut request = Request::new(Full::new(call.body.clone()));
+    let mut request = Request::new(Full::new(body.clone()));
     *request.uri_mut() = if version == Version::HTTP_2 {
         headers.remove(http::header::HOST);
         entry.absolute(uri)

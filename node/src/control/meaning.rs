@@ -2,6 +2,7 @@
 //! and what is allowed but hardly meant.
 
 use super::status;
+use quorate_cache::route::registry_to_check_with;
 use quorate_proto::v1::{Resource, resource::Spec};
 use quorate_routing::config::{ConfigErrors, EndpointPickerConfig};
 use tonic::Status;
@@ -17,7 +18,10 @@ pub fn check(resource: &Resource) -> Result<Vec<String>, Status> {
     match &resource.spec {
         Some(Spec::SchedulingConfig(spec)) => {
             let parsed = EndpointPickerConfig::parse(&spec.config).map_err(|e| refuse(&e))?;
-            let compiled = parsed.config.compile().map_err(|e| refuse(&e))?;
+            let compiled = parsed
+                .config
+                .compile_with(&registry_to_check_with())
+                .map_err(|e| refuse(&e))?;
             let warnings = parsed.warnings.iter().chain(&compiled.warnings);
             Ok(warnings.map(ToString::to_string).collect())
         }

@@ -93,6 +93,7 @@ impl Node {
             declare: Arc::new(NoDiscovery),
             tls: None,
             timing: quorate_endpoint::Timing::default(),
+            registry: quorate_routing::config::Registry::default(),
         })
         .await
         .unwrap();

@@ -15,6 +15,15 @@ pub fn to_proto(pool: &str, plugin: &str, endpoint: &Endpoint, learnt: Learnt) -
             block_tokens,
             hashes,
         }),
+        Learnt::Expected {
+            rank,
+            incarnation,
+            keys,
+        } => What::Expected(wire::ExpectedBlocks {
+            rank,
+            incarnation,
+            keys,
+        }),
         Learnt::Sessions(all) => What::Sessions(wire::BoundSessions {
             sessions: all.iter().map(|b| b.session).collect(),
             stamps: all.iter().map(|b| b.stamp).collect(),
@@ -37,6 +46,11 @@ pub fn from_proto(message: &wire::Learnt) -> Option<Learnt> {
         What::Blocks(blocks) => Learnt::Blocks {
             block_tokens: blocks.block_tokens,
             hashes: blocks.hashes.clone(),
+        },
+        What::Expected(expected) => Learnt::Expected {
+            rank: expected.rank,
+            incarnation: expected.incarnation,
+            keys: expected.keys.clone(),
         },
         What::Sessions(all) => {
             let same = all.sessions.len() == all.stamps.len();
@@ -61,6 +75,7 @@ pub fn words(message: &wire::Learnt) -> usize {
     match &message.what {
         Some(What::Blocks(blocks)) => blocks.hashes.len(),
         Some(What::Sessions(all)) => 3 * all.sessions.len(),
+        Some(What::Expected(expected)) => expected.keys.len() + 1,
         Some(What::ColdMsAgo(_)) | None => 1,
     }
 }

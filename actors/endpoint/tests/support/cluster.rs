@@ -206,6 +206,7 @@ impl Node {
             declare: Arc::new(state.clone()),
             tls: None,
             timing: config.timing,
+            registry: quorate_routing::config::Registry::default(),
         };
         let (plane, address) = runtime
             .spawn(async move {

@@ -53,6 +53,14 @@ const DEFAULT_SCORERS: [(&str, f64); 3] = [
     ("prefix-cache-scorer", 3.0),
 ];
 
+/// These compare prompts with what engines have, and so need their very tokens.
+const EXACT: [&str; 2] = [
+    "precise-prefix-cache-producer",
+    "precise-prefix-cache-scorer",
+];
+/// These make tokens.
+const TOKENS: [&str; 2] = ["token-producer", "tokenizer"];
+
 /// A plugin and where it was configured.
 struct Entry {
     spec: PluginSpec,
@@ -97,6 +105,7 @@ impl Plugins<'_> {
                             built: &[],
                             ledger: &mut ledger,
                             secret: 0,
+                            wants_tokens: false,
                         };
                         take(&make(&mut fields, &mut build)).filter(|_| unused.errors.is_empty())
                     }
@@ -139,6 +148,20 @@ pub(super) fn compile(
         .collect();
     let profiles = default_profiles(config, &mut entries);
 
+    let wants_tokens = entries
+        .iter()
+        .any(|entry| EXACT.contains(&entry.spec.kind.as_str()));
+    let makes_tokens = |entry: &Entry| TOKENS.contains(&entry.spec.kind.as_str());
+    if wants_tokens && registry.get(TOKENS[0]).is_some() && !entries.iter().any(makes_tokens) {
+        entries.push(Entry {
+            spec: PluginSpec {
+                name: TOKENS[0].to_owned(),
+                kind: TOKENS[0].to_owned(),
+                parameters: None,
+            },
+            path: format!("(default) {}", TOKENS[0]),
+        });
+    }
     let mut ledger = Ledger::default();
     for entry in &entries {
         for what in super::registry::produces(&entry.spec.kind) {
@@ -157,7 +180,7 @@ pub(super) fn compile(
             &profiles,
             &mut ledger,
             &mut built,
-            registry,
+            (registry, wants_tokens),
             &mut findings,
         );
     }
@@ -170,7 +193,7 @@ pub(super) fn compile(
                 &profiles,
                 &mut ledger,
                 &mut built,
-                registry,
+                (registry, wants_tokens),
                 &mut findings,
             );
         }
@@ -309,7 +332,7 @@ fn build_one(
     profiles: &[ProfileSpec],
     ledger: &mut Ledger,
     built: &mut Vec<(PluginSpec, Built)>,
-    registry: &Registry,
+    (registry, wants_tokens): (&Registry, bool),
     findings: &mut Findings,
 ) {
     let Entry { spec, path } = entry;
@@ -333,6 +356,7 @@ fn build_one(
             built,
             ledger,
             secret: registry.secret(),
+            wants_tokens,
         };
         let mut fields = Fields::new(&path, spec.parameters.as_ref(), findings);
         match kind.make {
@@ -341,7 +365,12 @@ fn build_one(
                 fields.finish();
                 result
             }
-            Make::There => match registry.get(&spec.kind) {
+            Make::ThereOr(make) if registry.get(&spec.kind).is_none() => {
+                let result = make(&mut fields, &mut build);
+                fields.finish();
+                result
+            }
+            Make::There | Make::ThereOr(_) => match registry.get(&spec.kind) {
                 Some(make) => {
                     let result = make(&mut fields, &mut build);
                     fields.finish();

@@ -179,6 +179,7 @@ pub struct Build<'a> {
     pub(super) built: &'a [(PluginSpec, Built)],
     pub(super) ledger: &'a mut Ledger,
     pub(super) secret: u64,
+    pub(super) wants_tokens: bool,
 }
 
 impl Build<'_> {
@@ -190,6 +191,11 @@ impl Build<'_> {
     /// What hashes of prompts begin with.
     pub fn secret(&self) -> u64 {
         self.secret
+    }
+
+    /// Something in the configuration needs the very tokens that engines will see.
+    pub fn wants_tokens(&self) -> bool {
+        self.wants_tokens
     }
 
     /// The column that this plugin fills.
@@ -255,6 +261,8 @@ pub(super) enum Make {
     Here(fn(&mut Fields<'_>, &mut Build<'_>) -> Built),
     /// By another crate, if it has registered it; else its column stays empty.
     There,
+    /// The same; else by this one.
+    ThereOr(fn(&mut Fields<'_>, &mut Build<'_>) -> Built),
     /// Something else does its work here; its parameters are not looked at.
     Without(&'static str),
     /// Not at all.

@@ -30,6 +30,8 @@ pub struct Reservation {
     trial: bool,
     /// Prompt tokens still counted on the endpoint.
     tokens: AtomicU64,
+    /// When it was taken, and how many tokens of the prompt must be computed; 0: its answer says nothing of the engine's speed.
+    prefill: (u64, u64),
     /// The answer has begun.
     begun: AtomicBool,
     companions: Mutex<Vec<Reservation>>,
@@ -42,6 +44,7 @@ impl Reservation {
             endpoint: Arc::clone(endpoint),
             trial,
             tokens: AtomicU64::new(tokens),
+            prefill: (0, 0),
             begun: AtomicBool::new(false),
             companions: Mutex::new(Vec::new()),
         }
@@ -54,6 +57,11 @@ impl Reservation {
         if !self.begun.load(Relaxed) {
             companions.push(other);
         }
+    }
+
+    /// From `now` on the endpoint computes `tokens` of the prompt, and the first byte of the answer tells that it has.
+    pub fn measure_prefill(&mut self, now: u64, tokens: u64) {
+        self.prefill = (now, tokens);
     }
 
     /// Prompt tokens that it counts on the endpoint now.
@@ -70,7 +78,11 @@ impl Reservation {
     }
 
     #[cold]
-    fn begin(&self) {
+    fn begin(&self, now: u64) {
+        let (from, tokens) = self.prefill;
+        self.endpoint
+            .prefill_rate
+            .observe(tokens, now.saturating_sub(from));
         let companions = {
             let mut companions = self.companions.lock();
             self.begun.store(true, Relaxed);
@@ -89,7 +101,7 @@ impl Reservation {
     pub fn progress(&self, now: u64) {
         self.endpoint.progress_at.store(now, Relaxed);
         if !self.begun.load(Relaxed) {
-            self.begin();
+            self.begin(now);
         }
     }
 

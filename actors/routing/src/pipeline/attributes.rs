@@ -17,6 +17,9 @@ pub struct PrefixColumn {
     /// Blocks from the beginning that the endpoint has, by row.
     matched: Vec<u32>,
     any_hit: bool,
+    /// What the blocks are worth, by row, and where they lie; empty where the producer tells no tiers.
+    worth: Vec<f32>,
+    tiers: Vec<TierBlocks>,
     /// The prompt's chain of block hashes, for the producer's own use after the pick.
     pub hashes: Vec<u64>,
     /// The producer's own: rows by the endpoints' slots.
@@ -41,23 +44,74 @@ impl PrefixColumn {
         }
     }
 
+    /// Says that the producer knows tiers: [`PrefixColumn::set_tiers`] may follow.
+    pub fn with_tiers(&mut self) {
+        self.worth.clear();
+        self.worth.resize(self.matched.len(), 0.0);
+        self.tiers.clear();
+        self.tiers.resize(self.matched.len(), TierBlocks::default());
+    }
+
+    /// Sets the cached blocks of a row with what they are worth, each at most 1, and where they lie.
+    pub fn set_tiers(&mut self, row: Row, blocks: u32, worth: f32, tiers: TierBlocks) {
+        if let (Some(worth_at), Some(tiers_at)) = (self.worth.get_mut(row), self.tiers.get_mut(row))
+        {
+            *worth_at = worth;
+            *tiers_at = tiers;
+            self.set(row, blocks);
+        }
+    }
+
+    /// Where a row's blocks lie, if the producer knows.
+    pub fn tiers(&self, row: Row) -> Option<TierBlocks> {
+        self.tiers.get(row).copied()
+    }
+
+    /// What a row's cached blocks are worth, in blocks of the nearest tier.
+    pub fn worth(&self, row: Row) -> f64 {
+        match self.worth.get(row) {
+            Some(worth) => f64::from(*worth).min(f64::from(self.total_blocks)),
+            None => f64::from(self.matched(row)),
+        }
+    }
+
     /// Whether any endpoint has any of it.
     pub fn any_hit(&self) -> bool {
         self.any_hit
     }
 
-    /// Cached share of the prompt, 0 to 1; 0 where nothing is known.
+    /// Cached share of the prompt, 0 to 1, blocks of farther tiers counting less; 0 where nothing is known.
     pub fn ratio(&self, row: Row) -> f64 {
         if self.total_blocks == 0 {
             return 0.0;
         }
-        f64::from(self.matched(row)) / f64::from(self.total_blocks)
+        self.worth(row) / f64::from(self.total_blocks)
     }
 
     /// Cached tokens of a row.
     pub fn matched_tokens(&self, row: Row) -> u64 {
         u64::from(self.matched(row)) * u64::from(self.block_tokens)
     }
+}
+
+/// Cached blocks of a prompt at one endpoint by the best tier that each lies on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TierBlocks {
+    /// In the accelerator.
+    pub gpu: u32,
+    /// In the host's memory.
+    pub cpu: u32,
+    /// On the host's disk.
+    pub disk: u32,
+    /// On storage that hosts share.
+    pub storage: u32,
+    /// On a tier that nobody here knows.
+    pub unknown: u32,
+    /// Expected soon, because a request that has them was sent there.
+    pub expected: u32,
+    /// From the first block on, all of them in the host's memory, whatever else they are in.
+    pub cpu_prefix: u32,
 }
 
 /// What is expected of a request on an endpoint, in milliseconds.
@@ -125,6 +179,8 @@ impl Attributes {
             column.hashes.clear();
             column.matched.clear();
             column.matched.resize(rows, 0);
+            column.worth.clear();
+            column.tiers.clear();
         }
         self.predictions.resize_with(shape.predictions, Vec::new);
         for column in &mut self.predictions {

@@ -5,8 +5,8 @@
 //! later, under this configuration or another one. Names and labels are shared with the endpoints, so that a record of many
 //! endpoints costs a few lists and not a copy of each name.
 
-use super::Prediction;
 use super::name::Name;
+use super::{Prediction, TierBlocks};
 use crate::endpoint::{AdapterLoad, CacheShape, EndpointFacts};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -74,6 +74,9 @@ pub struct Candidate {
     /// Size of the KV cache, where the engine says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheShape>,
+    /// Prompt tokens that it was seen to compute in a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill_rate: Option<f64>,
 }
 
 /// An engine's figures at their last reading; absent: never read, or not among them.
@@ -122,6 +125,12 @@ pub enum Column {
         total_blocks: u32,
         /// Of these, how many each endpoint has.
         matched: Vec<u32>,
+        /// What they are worth, where tiers are known.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        worth: Vec<f64>,
+        /// Where they lie, where that is known.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tiers: Vec<TierBlocks>,
     },
     /// Blocks of the prompt where a burst of requests is to go.
     Placement {

@@ -2,7 +2,7 @@
 
 use super::decision::{Candidate, Column, Decision, Produced, Reading, Removal};
 use super::name::Name;
-use super::{Attributes, Context, Filled, Loads, Prediction, Row};
+use super::{Attributes, Context, Filled, Loads, Prediction, PrefixColumn, Row};
 use crate::config::registry::Produces;
 use crate::endpoint::{Endpoint, LoadSnapshot};
 use std::sync::Arc;
@@ -74,6 +74,7 @@ pub(crate) fn candidates(
             facts: Arc::clone(endpoint.facts()),
             adapters: has_adapters.then(|| Arc::clone(&adapters)),
             cache: endpoint.cache_shape(),
+            prefill_rate: endpoint.prefill_rate().get(),
         })
     };
     rows.iter().zip(snapshots).filter_map(candidate).collect()
@@ -98,6 +99,10 @@ pub(super) fn produced(
                     block_tokens: prefix.block_tokens,
                     total_blocks: prefix.total_blocks,
                     matched: candidates.iter().map(|row| prefix.matched(*row)).collect(),
+                    worth: tiered(prefix, candidates, |row| prefix.worth(row)),
+                    tiers: tiered(prefix, candidates, |row| {
+                        prefix.tiers(row).unwrap_or_default()
+                    }),
                 }
             }
             Produces::Placement => {
@@ -128,6 +133,16 @@ pub(super) fn produced(
         })
     };
     filled.iter().filter_map(column).collect()
+}
+
+/// A list by candidate, of a column that knows tiers.
+fn tiered<T>(column: &PrefixColumn, candidates: &[Row], of: impl Fn(Row) -> T) -> Vec<T> {
+    let knows = |row: &&Row| column.tiers(**row).is_some();
+    candidates
+        .iter()
+        .filter(knows)
+        .map(|row| of(*row))
+        .collect()
 }
 
 /// What came of it.

@@ -1,12 +1,15 @@
 //! What a pick may know of a request.
 
 use crate::plugin::producer::burst_prefix::Together;
-use crate::tokens::PromptTokens;
+use crate::tokens::{Origin, PromptTokens};
 use http::HeaderMap;
 use std::sync::LazyLock;
 
 /// The text of a prompt in pieces, as it lies in the request's body, in order. What is hashed for prefix matching.
 pub trait Prompt {
+    /// Gives every item that is no text (an image as its reference or encoded data, ...) to `take`, in order.
+    fn media(&self, _take: &mut dyn FnMut(&[u8])) {}
+
     /// Gives every piece to `take`. The pieces' borders must follow from the text alone, never from how it arrived.
     fn pieces(&self, take: &mut dyn FnMut(&[u8]));
 }
@@ -102,6 +105,18 @@ impl Default for SchedulingRequest<'_> {
             together: None,
             multimodal: &[],
         }
+    }
+}
+
+impl<'a> SchedulingRequest<'a> {
+    /// The same request with its prompt as tokens. Their number is the prompt's length, unless it is only an estimate.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: Option<&'a PromptTokens>) -> Self {
+        self.tokens = tokens;
+        if let Some(tokens) = tokens.filter(|tokens| tokens.origin != Origin::Estimate) {
+            self.prompt_tokens = Some(tokens.ids.len() as u64);
+        }
+        self
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Extras {
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// Endpoints that are busy with the request until its answer begins.
     pub companions: Vec<Row>,
+    /// Members of the body's `kv_transfer_params`, each as JSON: what the engine is to do about its cache.
+    pub kv_hints: Vec<String>,
     /// Sends the request to this endpoint, which passes it on to the picked one.
     pub via: Option<Row>,
 }

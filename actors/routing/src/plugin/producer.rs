@@ -2,5 +2,7 @@
 
 pub mod approx_prefix;
 pub mod burst_prefix;
+pub mod encoded_items;
 pub mod inflight_load;
+pub mod p2p_source;
 pub mod session_id;

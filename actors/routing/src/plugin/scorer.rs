@@ -7,6 +7,7 @@ pub mod in_flight;
 pub mod latency;
 pub mod lora_affinity;
 pub mod no_hit_lru;
+pub mod prefill_cost;
 pub mod prefix;
 pub mod relative;
 pub mod session;

@@ -172,6 +172,12 @@ impl pipeline::Prompt for PromptIn<'_> {
     fn pieces(&self, take: &mut dyn FnMut(&[u8])) {
         self.prompt.pieces(self.body).for_each(take);
     }
+
+    fn media(&self, take: &mut dyn FnMut(&[u8])) {
+        for item in self.prompt.media(self.body) {
+            take(item.span.get(self.body));
+        }
+    }
 }
 
 /// What kind of medium an item is.

@@ -5,6 +5,7 @@
 
 use std::{path::PathBuf, time::SystemTime};
 
+use quorate_cache::route::registry_to_check_with;
 use quorate_proto::v1::{
     ApplyRequest, ConfigRevisionSpec, Consistency, Kind, Metadata, Resource, SchedulingConfigSpec,
     resource::Spec,
@@ -323,7 +324,7 @@ fn validate(files: &[PathBuf], strict: bool, io: &mut Io<'_>) -> Result<Exit, Fa
         match EndpointPickerConfig::parse(&text) {
             Ok(parsed) => {
                 let mut warnings = parsed.warnings;
-                match parsed.config.compile() {
+                match parsed.config.compile_with(&registry_to_check_with()) {
                     Ok(compiled) => warnings.extend(compiled.warnings),
                     Err(errors) => bad.extend(lines(&file, &errors)),
                 }

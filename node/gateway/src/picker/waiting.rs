@@ -1,9 +1,10 @@
-//! A request that is held back while its pool is full, or until those that come with it are there.
+//! A request that is held back while its pool is full, until its prompt has been tokenized, or until those that come with it are there.
 
 use super::{Asked, Denied, Picker};
 use crate::admit::flow_request;
 use crate::error::Refusal;
 use crate::gather::Gathering;
+use crate::tokenize::{Tokenizing, tokenize};
 use crate::worker::GatewayShared;
 use quorate_routing::flow::{Admission, Outcome};
 use std::future::Future;
@@ -28,6 +29,7 @@ pub struct Waiting {
 
 enum WaitsFor {
     Room(Admission),
+    Tokens(Tokenizing),
     Others(Gathering),
 }
 
@@ -69,10 +71,18 @@ impl Picker {
                 }
             }
         }
-        match gather(&self.shared, &asked) {
+        match after_room(&self.shared, &asked) {
             None => Admitted::Now(asked),
-            Some(gathering) => later(asked, WaitsFor::Others(gathering)),
+            Some(what_for) => later(asked, what_for),
         }
+    }
+}
+
+/// What a request that has its place waits for, if anything.
+fn after_room(shared: &GatewayShared, asked: &Asked) -> Option<WaitsFor> {
+    match tokenize(shared, &asked.class, &asked.info, &asked.body) {
+        Some(tokenizing) => Some(WaitsFor::Tokens(tokenizing)),
+        None => gather(shared, asked).map(WaitsFor::Others),
     }
 }
 
@@ -87,33 +97,52 @@ fn gather(shared: &GatewayShared, asked: &Asked) -> Option<Gathering> {
 impl Waiting {
     /// The request, once it may go on, or why it may not.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Asked>, Denied>> {
-        if let WaitsFor::Room(admission) = &mut self.what_for {
-            let admitted = ready!(Pin::new(admission).poll(cx));
-            let Some(mut asked) = self.asked.take() else {
-                return Poll::Pending;
+        loop {
+            let next = match &mut self.what_for {
+                WaitsFor::Room(admission) => {
+                    let admitted = ready!(Pin::new(admission).poll(cx));
+                    let Some(mut asked) = self.asked.take() else {
+                        return Poll::Pending;
+                    };
+                    if let Some(record) = &mut asked.observation.record {
+                        let outcome = admitted.as_ref().err().copied();
+                        record.left_queue(outcome.unwrap_or(Outcome::Dispatched));
+                    }
+                    match admitted {
+                        Ok(permit) => asked.permit = Some(permit),
+                        Err(outcome) => {
+                            return Poll::Ready(Err(asked.refuse(&Refusal::Flow(outcome))));
+                        }
+                    }
+                    let next = after_room(&self.shared, &asked);
+                    self.asked = Some(asked);
+                    next
+                }
+                WaitsFor::Tokens(tokenizing) => {
+                    let tokens = ready!(tokenizing.as_mut().poll(cx));
+                    let Some(asked) = &mut self.asked else {
+                        return Poll::Pending;
+                    };
+                    asked.tokens = tokens;
+                    gather(&self.shared, asked).map(WaitsFor::Others)
+                }
+                WaitsFor::Others(gathering) => {
+                    let together = ready!(Pin::new(gathering).poll(cx));
+                    if let Some(asked) = &mut self.asked {
+                        asked.together = Some(together);
+                    }
+                    None
+                }
             };
-            if let Some(record) = &mut asked.observation.record {
-                let outcome = admitted.as_ref().err().copied();
-                record.left_queue(outcome.unwrap_or(Outcome::Dispatched));
+            match next {
+                Some(next) => self.what_for = next,
+                None => {
+                    return match self.asked.take() {
+                        Some(asked) => Poll::Ready(Ok(asked)),
+                        None => Poll::Pending,
+                    };
+                }
             }
-            match admitted {
-                Ok(permit) => asked.permit = Some(permit),
-                Err(outcome) => return Poll::Ready(Err(asked.refuse(&Refusal::Flow(outcome)))),
-            }
-            let Some(gathering) = gather(&self.shared, &asked) else {
-                return Poll::Ready(Ok(asked));
-            };
-            self.what_for = WaitsFor::Others(gathering);
-            self.asked = Some(asked);
         }
-        let WaitsFor::Others(gathering) = &mut self.what_for else {
-            return Poll::Pending;
-        };
-        let together = ready!(Pin::new(gathering).poll(cx));
-        let Some(mut asked) = self.asked.take() else {
-            return Poll::Pending;
-        };
-        asked.together = Some(together);
-        Poll::Ready(Ok(asked))
     }
 }

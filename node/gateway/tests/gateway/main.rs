@@ -19,3 +19,4 @@ mod rewrite;
 mod streams;
 mod support;
 mod together;
+mod tokens;

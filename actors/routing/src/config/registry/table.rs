@@ -2,7 +2,7 @@
 
 use super::{Build, Built, Fields, Make, PluginType, Produces, Stability};
 use crate::plugin::{admitter, decider, filter, handler, picker, producer, reporter, scorer};
-use Make::{Here, Not, There, Without};
+use Make::{Here, Not, There, ThereOr, Without};
 use Stability::{Deprecated, Experimental, Stable};
 
 type MakeHere = fn(&mut Fields<'_>, &mut Build<'_>) -> Built;
@@ -61,7 +61,7 @@ pub(in crate::config) static TABLE: &[PluginType] = &[
         row(
             "precise-prefix-cache-scorer",
             Deprecated("precise-prefix-cache-producer with prefix-cache-scorer"),
-            Here(scorer::prefix::build_precise),
+            ThereOr(scorer::prefix::build_precise),
         ),
         &[Produces::Prefix],
     ),
@@ -69,6 +69,7 @@ pub(in crate::config) static TABLE: &[PluginType] = &[
         "mm-embeddings-cache-scorer",
         scorer::prefix::build_multimodal,
     ),
+    stable("expected-prefill-cost-scorer", scorer::prefill_cost::build),
     stable("context-length-aware", scorer::context_length::build),
     stable("latency-scorer", scorer::latency::build),
     experimental("session-affinity-scorer", scorer::session::build),
@@ -188,14 +189,20 @@ pub(in crate::config) static TABLE: &[PluginType] = &[
         &[Produces::Prediction],
     ),
     producing(
-        row("mm-embeddings-cache-producer", Stable, There),
+        stable(
+            "mm-embeddings-cache-producer",
+            producer::encoded_items::build,
+        ),
         &[Produces::Multimodal],
     ),
     producing(
         experimental("burst-prefix-cache-producer", producer::burst_prefix::build),
         &[Produces::Placement],
     ),
-    producing(row("p2p-source-producer", Experimental, There), &[]),
+    late(experimental(
+        "p2p-source-producer",
+        producer::p2p_source::build,
+    )),
     row(
         "multicluster-approx-prefix-cache-producer",
         Experimental,

@@ -68,6 +68,9 @@ fn endpoint(candidate: &Candidate, now: u64) -> Arc<Endpoint> {
     if let Some(shape) = candidate.cache {
         endpoint.set_cache_shape(shape);
     }
+    if let Some(rate) = candidate.prefill_rate {
+        endpoint.prefill_rate().set(rate);
+    }
     Arc::new(endpoint)
 }
 
@@ -144,8 +147,25 @@ impl DataProducer for Recorded {
                     block_tokens,
                     total_blocks,
                     matched,
+                    worth,
+                    tiers,
+                } => {
+                    if let Some(prefix) = attributes.prefix_mut(*id) {
+                        prefix.block_tokens = *block_tokens;
+                        prefix.total_blocks = *total_blocks;
+                        for (row, blocks) in matched.iter().enumerate() {
+                            prefix.set(row, *blocks);
+                        }
+                        if !tiers.is_empty() {
+                            prefix.with_tiers();
+                        }
+                        let tiers = tiers.iter().zip(worth).zip(matched).enumerate();
+                        for (row, ((tiers, worth), blocks)) in tiers {
+                            prefix.set_tiers(row, *blocks, *worth as f32, *tiers);
+                        }
+                    }
                 }
-                | Column::Placement {
+                Column::Placement {
                     block_tokens,
                     total_blocks,
                     matched,

@@ -1,11 +1,14 @@
-//! `session-id-producer`: the session's name out of a header or a cookie.
+//! `session-id-producer`: the session's name out of a header or a cookie. With `engineHints` the engine is told it, in `x-session-id`.
 
 use crate::config::Fields;
 use crate::config::registry::{Build, Built, Produces};
-use crate::pipeline::{Attributes, ColumnId, DataProducer, ProducerInput};
+use crate::pipeline::{
+    Attributes, ColumnId, Context, DataProducer, Extras, OnPicked, ProducerInput, Row, Stages,
+};
 use crate::plugin::labels::header_name;
-use http::HeaderName;
 use http::header::COOKIE;
+use http::{HeaderName, HeaderValue};
+use std::sync::Arc;
 
 /// Where the name is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,25 @@ impl DataProducer for SessionId {
     }
 }
 
+/// Where engines read a session's name.
+const FOR_ENGINES: HeaderName = HeaderName::from_static("x-session-id");
+
+/// Tells the engine the session: the one in the column, else the one that the request's parser found.
+struct TellEngine(ColumnId);
+
+impl OnPicked for TellEngine {
+    fn on_picked(&self, context: &Context<'_>, _: &Stages, _: Row, extras: &mut Extras) {
+        let session = context
+            .attributes
+            .text(self.0)
+            .or(context.request.session)
+            .filter(|_| !context.request.headers.contains_key(FOR_ENGINES));
+        if let Some(Ok(value)) = session.map(HeaderValue::from_str) {
+            extras.request_headers.push((FOR_ENGINES, value));
+        }
+    }
+}
+
 pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     let cookie = fields.text("cookieName").filter(|name| !name.is_empty());
     if cookie.is_some() && fields.has("headerName") {
@@ -65,10 +87,12 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     let Some(place) = place else {
         return Built::default();
     };
-    Built::producer(SessionId {
-        column: build.own(Produces::Session),
-        place,
-    })
+    let column = build.own(Produces::Session);
+    let hints = fields.flag("engineHints", false);
+    Built {
+        on_picked: hints.then(|| Arc::new(TellEngine(column)) as Arc<_>),
+        ..Built::producer(SessionId { column, place })
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +101,28 @@ mod tests {
     use crate::pipeline::SchedulingRequest;
     use crate::pipeline::testing::{Fixture, SHAPE};
     use http::{HeaderMap, HeaderValue};
+
+    #[test]
+    fn engines_are_told_a_session_that_they_would_not_see() {
+        let mut f = Fixture::new(1);
+        f.attributes.set_text(0, "conv-42");
+        let headers = HeaderMap::new();
+        let mut told = |headers: &HeaderMap| {
+            let request = SchedulingRequest {
+                headers,
+                ..Default::default()
+            };
+            f.with(&request, |context, _| {
+                let mut extras = Extras::default();
+                TellEngine(0).on_picked(context, &Stages::default(), 0, &mut extras);
+                extras.request_headers
+            })
+        };
+        assert_eq!(told(&headers)[0].1, "conv-42");
+        let mut there = HeaderMap::new();
+        there.insert(FOR_ENGINES, HeaderValue::from_static("own"));
+        assert!(told(&there).is_empty());
+    }
 
     #[test]
     fn header_or_cookie() {

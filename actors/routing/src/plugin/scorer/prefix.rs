@@ -1,4 +1,5 @@
-//! `prefix-cache-scorer`: w * min(1, matchedTokens / scale)^2 + (1 - w) * matchedBlocks / totalBlocks.
+//! `prefix-cache-scorer`: w * min(1, matchedTokens / scale)^2 + (1 - w) * matchedBlocks / totalBlocks, a block on a farther tier counting as
+//! much of a block as its tier weighs.
 //! `mm-embeddings-cache-scorer`: the share of the multimodal items that the endpoint has encoded already.
 
 use crate::config::Fields;
@@ -25,7 +26,8 @@ impl Scorer for PrefixCache {
             return;
         }
         for (row, score) in rows.iter().zip(scores) {
-            let length = (column.matched_tokens(*row) as f64 / self.length_scale).min(1.0);
+            let length =
+                (column.worth(*row) * f64::from(column.block_tokens) / self.length_scale).min(1.0);
             *score = self.length_weight * length * length
                 + (1.0 - self.length_weight) * column.ratio(*row);
         }
@@ -55,7 +57,16 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     })
 }
 
-/// The old plugin that was producer and scorer in one.
+/// The scorer of the old plugin that was producer and scorer in one, for whoever brings the producer.
+pub fn of_own_column(build: &Build<'_>) -> PrefixCache {
+    PrefixCache {
+        length_weight: 0.0,
+        length_scale: 8192.0,
+        column: build.own(Produces::Prefix),
+    }
+}
+
+/// The old plugin where nobody brings its producer.
 pub(crate) fn build_precise(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     let path = fields.path().to_owned();
     fields.findings().warn(
@@ -71,11 +82,7 @@ pub(crate) fn build_precise(fields: &mut Fields<'_>, build: &mut Build<'_>) -> B
     ] {
         fields.raw(key);
     }
-    Built::scorer(PrefixCache {
-        length_weight: 0.0,
-        length_scale: 8192.0,
-        column: build.own(Produces::Prefix),
-    })
+    Built::scorer(of_own_column(build))
 }
 
 pub(crate) fn build_multimodal(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {

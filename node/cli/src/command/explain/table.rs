@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use quorate_routing::explain::{Attempt, RequestRecord};
-use quorate_routing::pipeline::{Candidate, Column, Decision, Name, ProfileRecord};
+use quorate_routing::pipeline::{Candidate, Column, Decision, Name, ProfileRecord, TierBlocks};
 
 use super::{milliseconds, time};
 use crate::output::{Table, plain};
@@ -188,6 +188,25 @@ fn load(candidate: &Candidate) -> [String; 5] {
     ]
 }
 
+/// Where cached blocks lie, if not all of them in the accelerator.
+fn by_tier(tiers: &TierBlocks) -> String {
+    let named = [
+        ("gpu", tiers.gpu),
+        ("cpu", tiers.cpu),
+        ("disk", tiers.disk),
+        ("storage", tiers.storage),
+        ("unknown", tiers.unknown),
+        ("expected", tiers.expected),
+    ];
+    let there = named.iter().filter(|(_, blocks)| *blocks > 0);
+    let there: Vec<String> = there.map(|(tier, n)| format!("{tier} {n}")).collect();
+    match there.as_slice() {
+        [] => String::new(),
+        [_] if tiers.gpu > 0 => String::new(),
+        there => format!(" ({})", there.join(", ")),
+    }
+}
+
 fn write_profile(
     decision: &Decision,
     profile: &ProfileRecord,
@@ -207,8 +226,9 @@ fn write_profile(
         Column::Prefix {
             total_blocks,
             matched,
+            tiers,
             ..
-        } if *total_blocks > 0 => Some((*total_blocks, matched)),
+        } if *total_blocks > 0 => Some((*total_blocks, matched, tiers)),
         _ => None,
     });
     for what in ["TOTAL", "QUEUE", "RUNNING", "KV", "IN FLIGHT", "AGE"] {
@@ -230,9 +250,10 @@ fn write_profile(
         row.extend(profile.scores.iter().map(|column| value(&column.values)));
         row.push(value(&profile.totals));
         row.extend(load(candidate));
-        if let Some((total, matched)) = prefix {
+        if let Some((total, matched, tiers)) = prefix {
             let blocks = matched.get(at).copied().unwrap_or(0);
-            row.push(format!("{blocks}/{total}"));
+            let tiers = tiers.get(at).map(by_tier).unwrap_or_default();
+            row.push(format!("{blocks}/{total}{tiers}"));
         }
         let steps = decision.screened.iter().chain(&profile.filters);
         let by = steps
