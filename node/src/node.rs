@@ -16,6 +16,7 @@ use crate::explain::{DecisionReceiver, Desk, FileOptions};
 use crate::{admin, control, grpc, prometheus};
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use quorate_cache::index::{CacheIndex, IndexConfig};
 use quorate_cache::route::CachePlugins;
 use quorate_endpoint::{EndpointPlane, Peer, PlaneEvent, PlaneHandle, PlaneOptions};
 use quorate_extproc::{ExtProc, ExtProcHandle};
@@ -151,6 +152,11 @@ impl Node {
             .inspect_err(|error| warn!(%error, "https endpoints cannot be used"))
             .ok();
         let peers = wiring::peers(cluster);
+        let index = Arc::new(CacheIndex::new(IndexConfig::default()));
+        let plugins = CachePlugins::new(index);
+        let expiring = plugins.clone();
+        let until = control_stop.clone();
+        tokio::spawn(async move { until.run_until_cancelled(expiring.expire()).await });
         let plane = EndpointPlane::start(PlaneOptions {
             node_id: cluster.node_id(),
             instance: cluster.instance().to_owned(),
@@ -163,7 +169,7 @@ impl Node {
             declare: Arc::new(declare::ThroughCluster::new(cluster.clone())),
             tls,
             timing: quorate_endpoint::Timing::default(),
-            registry: CachePlugins::default().register(Registry::default()),
+            registry: plugins.register(Registry::default()),
         })
         .await?;
         let plane = Arc::new(plane);

@@ -1,43 +1,66 @@
-//! What this crate brings to scheduling configurations: tokens of prompts, made before the pick.
+//! What this crate brings to scheduling configurations: tokens of prompts, made before the pick, and what of a prompt each endpoint has
+//! cached, found within the pick.
 //!
-//! [`CachePlugins`] registers `token-producer` and its former name `tokenizer`.
+//! [`CachePlugins`] registers `token-producer` (and its former name `tokenizer`), `precise-prefix-cache-producer` and the plugin that was
+//! producer and scorer in one, `precise-prefix-cache-scorer`.
 
+mod expected;
+mod keys;
+mod parameters;
+mod precise;
+mod rows;
 mod tokens;
 
 pub use tokens::PoolTokens;
 
+use crate::index::{CacheIndex, IndexConfig};
 use crate::tokens::{Models, TemplateLimits};
 use quorate_routing::config::registry::Build;
 use quorate_routing::config::{Fields, Registry};
+use quorate_routing::now_ms;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a tokenizer may remember of texts that it has seen.
 const TOKENIZER_CACHE: usize = 64 << 20;
 
+/// Milliseconds of a generation of what is expected.
+const GENERATION_MS: u64 = 250;
+
 /// What configurations may name, for whoever only wants to know whether one is right.
 #[must_use]
 pub fn registry_to_check_with() -> Registry {
-    CachePlugins::default().register(Registry::default())
+    let smallest = IndexConfig { max_bytes: 1 << 20 };
+    let index = Arc::new(CacheIndex::new(smallest));
+    CachePlugins::new(index).register(Registry::default())
 }
 
 /// The plugins of a node, with what they share.
 #[derive(Clone)]
 pub struct CachePlugins {
+    index: Arc<CacheIndex>,
     models: Arc<Models>,
 }
 
-impl Default for CachePlugins {
-    fn default() -> Self {
+impl CachePlugins {
+    /// Plugins that ask `index`.
+    #[must_use]
+    pub fn new(index: Arc<CacheIndex>) -> Self {
         Self {
+            index,
             models: Arc::new(Models::new(TOKENIZER_CACHE, TemplateLimits::default())),
         }
     }
-}
 
-impl CachePlugins {
     /// Adds them to what configurations may name.
     #[must_use]
     pub fn register(&self, registry: Registry) -> Registry {
+        let precise = |scores: bool| {
+            let index = Arc::clone(&self.index);
+            move |fields: &mut Fields<'_>, build: &mut Build<'_>| {
+                parameters::build(fields, build, &index, scores)
+            }
+        };
         let tokens = || {
             let models = Arc::clone(&self.models);
             move |fields: &mut Fields<'_>, build: &mut Build<'_>| {
@@ -47,5 +70,22 @@ impl CachePlugins {
         registry
             .with("token-producer", tokens())
             .with("tokenizer", tokens())
+            .with("precise-prefix-cache-producer", precise(false))
+            .with("precise-prefix-cache-scorer", precise(true))
     }
+
+    /// Lets go of what was expected and has not come. Runs until it is dropped.
+    pub async fn expire(&self) {
+        let mut tick = tokio::time::interval(Duration::from_millis(GENERATION_MS));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.index.expire(generation(now_ms()));
+        }
+    }
+}
+
+/// The generation that ends at a moment. What is expected carries the one in which it ends.
+const fn generation(now: u64) -> u64 {
+    now / GENERATION_MS
 }
