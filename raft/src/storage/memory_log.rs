@@ -32,6 +32,11 @@ impl MemoryLog {
         }
     }
 
+    /// Bytes of commands that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.tail.lock().bytes
+    }
+
     /// See [`Tail::size`].
     pub(crate) fn size(&self, snapshot: Option<u64>, keep: usize) -> LogSize {
         self.tail.lock().size(snapshot, keep)

@@ -8,6 +8,7 @@ use std::{
 };
 
 use quorate_proto::{
+    peer::v1::group_progress::State,
     store::v1::{
         Command, FoundVolatile, JoinVolatile, LeaveVolatile, VolatileGroup as Record, command::Op,
     },
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     contents::{Contents, Position},
-    founding::{self, Outlook},
+    founding::{self, Outlook, Word},
     instance::{Instance, TIMING},
     reconcile,
 };
@@ -29,6 +30,7 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_millis(100);
+const COMPACT_TICKS: u64 = 5;
 /// The control group answers within this time, or is asked again later.
 const ASK: Duration = Duration::from_secs(2);
 /// A peer that has been silent for longer says nothing about the present.
@@ -71,19 +73,20 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = ticks.tick() => count += 1,
+                _ = ticks.tick() => {
+                    count += 1;
+                    if count.is_multiple_of(COMPACT_TICKS) {
+                        self.compact().await;
+                    }
+                }
                 changed = applied.changed() => {
                     if changed.is_err() {
                         break;
                     }
                 }
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                () = self.follow() => {}
-            }
-            self.look(count).await;
+            self.follow().await;
+            self.look().await;
         }
         self.depart().await;
     }
@@ -139,7 +142,15 @@ impl Driver {
             node_id: self.control.local.node_id,
             start_id: self.start_id,
         });
-        self.ask(join, "joining a volatile group").await;
+        self.ask_unless_stopped(join, "joining a volatile group")
+            .await;
+    }
+
+    async fn ask_unless_stopped(&self, op: Op, what: &str) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.ask(op, what) => {}
+        }
     }
 
     /// Proposes a command to the control group; waits until this node has applied it.
@@ -214,7 +225,7 @@ impl Driver {
     }
 
     /// Looks after the running instance.
-    async fn look(&mut self, count: u64) {
+    async fn look(&mut self) {
         let Some(instance) = self.instance() else {
             return;
         };
@@ -230,7 +241,10 @@ impl Driver {
         if let Some(since) = self.leaderless {
             self.consider_founding(&instance, since).await;
         }
-        if count.is_multiple_of(5) {
+    }
+
+    async fn compact(&self) {
+        if let Some(instance) = self.instance() {
             let bytes = instance.compact().await;
             metrics::gauge!("quorate_raft_log_memory_bytes", "group" => self.name)
                 .set(bytes as f64);
@@ -246,7 +260,8 @@ impl Driver {
         else {
             return;
         };
-        let due = founding::patience(self.outlook(record))
+        let outlook = self.outlook(record, instance.scope.raft_id);
+        let due = founding::patience(&outlook)
             .is_some_and(|patience| since.elapsed() >= patience + self.jitter);
         if !due {
             return;
@@ -262,45 +277,40 @@ impl Driver {
             start_id: self.start_id,
             expected_epoch: record.epoch,
         });
-        self.ask(found, "a new epoch").await;
+        self.ask_unless_stopped(found, "a new epoch").await;
     }
 
     /// What the other members have last said about themselves.
-    fn outlook(&self, record: &Record) -> Outlook {
-        let me = self.control.local.node_id;
-        let mine = self.contents.position();
+    fn outlook(&self, record: &Record, me: u64) -> Outlook {
+        let others = record.members.iter().filter(|member| member.raft_id != me);
         let mut outlook = Outlook {
+            me,
+            position: self.contents.position(),
+            others: others.clone().count(),
             recent: u32::try_from(self.epochs.len().saturating_sub(1)).unwrap_or(u32::MAX),
             ..Outlook::default()
         };
-        let (mut others, mut reachable) = (0, 0);
-        for member in record.members.iter().filter(|member| member.node_id != me) {
-            others += 1;
-            let Some(peer) = self
-                .control
-                .peers
-                .get(member.node_id)
-                .filter(|peer| peer.silent_for().is_some_and(|silent| silent < RECENT_WORD))
+        for member in others {
+            let peer = self.control.peers.get(member.node_id);
+            let Some(peer) = peer.filter(|peer| peer.silent_for().is_some_and(|s| s < RECENT_WORD))
             else {
                 continue;
             };
-            reachable += 1;
+            outlook.reachable += 1;
             let report = peer.report();
-            let Some(said) = report
-                .iter()
-                .flat_map(|report| &report.groups)
-                .find(|said| said.group == self.name && said.epoch == record.epoch)
-            else {
-                continue;
-            };
-            outlook.others_lead |= said.quorate;
-            let theirs = Position {
-                epoch: said.contents_epoch,
-                index: (said.contents_epoch != 0).then_some(said.applied_index),
-            };
-            outlook.poorer |= theirs > mine;
+            let mut said = report.iter().flat_map(|report| &report.groups);
+            let said = said.find(|said| said.group == self.name && said.epoch == record.epoch);
+            outlook.words.extend(said.map(|said| Word {
+                raft_id: member.raft_id,
+                leads: said.state() == State::Leader,
+                leader: (said.leader_id != 0).then_some(said.leader_id),
+                quorate: said.quorate,
+                position: Position {
+                    epoch: said.contents_epoch,
+                    index: (said.contents_epoch != 0).then_some(said.applied_index),
+                },
+            }));
         }
-        outlook.alone = others > 0 && reachable == 0;
         outlook
     }
 

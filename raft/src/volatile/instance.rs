@@ -175,6 +175,17 @@ impl Instance {
         }
     }
 
+    /// Whether this member leads and has just heard from a majority.
+    pub(super) fn can_write(&self) -> bool {
+        let (shortest, _) = TIMING.election();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.current_leader == Some(self.scope.raft_id)
+            && metrics
+                .last_quorum_acked
+                .is_some_and(|then| then.elapsed() < shortest)
+    }
+
     /// Whether this member has applied as far as the leader had committed when they first met.
     pub(super) fn caught_up(&self) -> bool {
         let metrics = self.metrics();
@@ -206,7 +217,7 @@ impl Instance {
     }
 
     pub(super) fn log_bytes(&self) -> usize {
-        self.log.size(None, usize::MAX).total
+        self.log.bytes()
     }
 
     /// Writes an entry as the leader; returns its index and the replica's answer.

@@ -35,7 +35,7 @@ pub(super) async fn run(instance: Arc<Instance>, published: Arc<Published>, regi
             () = instance.poke.notified() => {}
         }
         // Nothing is changed without a majority, and a change that waits for one would be in the way later.
-        if !instance.is_leader() || !instance.quorate() {
+        if !instance.can_write() {
             continue;
         }
         let Some(seen) = see(&instance, &published.view(), &region) else {
