@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use openraft::{ChangeMembers, Instant as _};
@@ -27,6 +27,8 @@ const CAUGHT_UP: u64 = 200;
 pub(super) async fn run(instance: Arc<Instance>, published: Arc<Published>, region: String) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Since when this leader has had each of the members.
+    let mut since = BTreeMap::new();
     loop {
         tokio::select! {
             biased;
@@ -36,9 +38,10 @@ pub(super) async fn run(instance: Arc<Instance>, published: Arc<Published>, regi
         }
         // Nothing is changed without a majority, and a change that waits for one would be in the way later.
         if !instance.can_write() {
+            since.clear();
             continue;
         }
-        let Some(seen) = see(&instance, &published.view(), &region) else {
+        let Some(seen) = see(&instance, &published.view(), &region, &mut since) else {
             continue;
         };
         let Some(step) = plan::next(&seen) else {
@@ -90,7 +93,12 @@ pub(super) fn member_of(view: &ControlView, node_id: u64) -> Option<Member> {
     })
 }
 
-fn see(instance: &Instance, view: &ControlView, region: &str) -> Option<Seen> {
+fn see(
+    instance: &Instance,
+    view: &ControlView,
+    region: &str,
+    since: &mut BTreeMap<u64, Instant>,
+) -> Option<Seen> {
     let scope = instance.scope;
     let metrics = instance.metrics();
     let membership = metrics.membership_config.membership();
@@ -99,17 +107,23 @@ fn see(instance: &Instance, view: &ControlView, region: &str) -> Option<Seen> {
         .nodes()
         .map(|(id, member)| (*id, member.clone()))
         .collect();
-    // A member is heard of by its answers under its raft id; one that is not in yet by its node.
-    let silent = |id: u64, member: &Member| {
-        let acked = metrics
+    since.retain(|id, _| members.contains_key(id));
+    for id in members.keys() {
+        since.entry(*id).or_insert_with(Instant::now);
+    }
+    // A member is heard of by its answers under its raft id, one that is not in yet by its node: the process that had the id
+    // may be gone while its node goes on.
+    let silent = |id: u64, member: &Member| match since.get(&id) {
+        Some(since) => metrics
             .heartbeat
             .as_ref()
             .and_then(|acked| acked.get(&id).copied().flatten())
-            .map(|then| then.elapsed());
-        let node = || instance.peers.by_instance(&member.instance)?.silent_for();
-        acked
-            .or_else(node)
-            .unwrap_or_else(|| instance.started.elapsed())
+            .map_or_else(|| since.elapsed(), |then| then.elapsed()),
+        None => instance
+            .peers
+            .by_instance(&member.instance)
+            .and_then(|peer| peer.silent_for())
+            .unwrap_or_else(|| instance.started.elapsed()),
     };
     let dead: BTreeSet<u64> = members
         .iter()
