@@ -15,6 +15,7 @@ pub use tokens::PoolTokens;
 
 use crate::index::{CacheIndex, IndexConfig};
 use crate::tokens::{Models, TemplateLimits};
+use metrics::{Unit, describe_counter, describe_histogram};
 use quorate_routing::config::registry::Build;
 use quorate_routing::config::{Fields, Registry};
 use quorate_routing::now_ms;
@@ -26,6 +27,27 @@ const TOKENIZER_CACHE: usize = 64 << 20;
 
 /// Milliseconds of a generation of what is expected.
 const GENERATION_MS: u64 = 250;
+
+/// Gives the metrics of these plugins their help texts. Call once, after the recorder is installed.
+pub fn describe_metrics() {
+    describe_counter!(
+        "quorate_tokens_total",
+        "Prompts to be tokenized before the pick, by what came of it."
+    );
+    describe_histogram!(
+        "quorate_tokens_seconds",
+        Unit::Seconds,
+        "How long requests waited for the tokens of their prompts."
+    );
+    describe_counter!(
+        "quorate_precise_prefix_total",
+        "Prompts that were looked for in the map of cached blocks, by what came of it."
+    );
+    describe_counter!(
+        "quorate_precise_prefix_unknown_tier_total",
+        "Blocks found on a cache tier whose name is not known: they count as not cached."
+    );
+}
 
 /// What configurations may name, for whoever only wants to know whether one is right.
 #[must_use]

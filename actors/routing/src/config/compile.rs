@@ -3,6 +3,7 @@
 mod flow_control;
 pub(super) mod policies;
 mod profile;
+mod tokens;
 
 use super::problem::{Findings, Problem, suggestion};
 use super::producers::Ledger;
@@ -52,14 +53,6 @@ const DEFAULT_SCORERS: [(&str, f64); 3] = [
     ("kv-cache-utilization-scorer", 2.0),
     ("prefix-cache-scorer", 3.0),
 ];
-
-/// These compare prompts with what engines have, and so need their very tokens.
-const EXACT: [&str; 2] = [
-    "precise-prefix-cache-producer",
-    "precise-prefix-cache-scorer",
-];
-/// These make tokens.
-const TOKENS: [&str; 2] = ["token-producer", "tokenizer"];
 
 /// A plugin and where it was configured.
 struct Entry {
@@ -148,20 +141,7 @@ pub(super) fn compile(
         .collect();
     let profiles = default_profiles(config, &mut entries);
 
-    let wants_tokens = entries
-        .iter()
-        .any(|entry| EXACT.contains(&entry.spec.kind.as_str()));
-    let makes_tokens = |entry: &Entry| TOKENS.contains(&entry.spec.kind.as_str());
-    if wants_tokens && registry.get(TOKENS[0]).is_some() && !entries.iter().any(makes_tokens) {
-        entries.push(Entry {
-            spec: PluginSpec {
-                name: TOKENS[0].to_owned(),
-                kind: TOKENS[0].to_owned(),
-                parameters: None,
-            },
-            path: format!("(default) {}", TOKENS[0]),
-        });
-    }
+    let wants_tokens = tokens::add_default(&mut entries, registry);
     let mut ledger = Ledger::default();
     for entry in &entries {
         for what in super::registry::produces(&entry.spec.kind) {
@@ -245,10 +225,10 @@ pub(super) fn compile(
         Some(Named::new(spec.name.as_str(), Arc::clone(learner)))
     });
     let learners = learners.collect();
-    let tokens = only(plugins.built, "token-producer", &mut findings, |built| {
+    let tokens = tokens::only(plugins.built, "token-producer", &mut findings, |built| {
         built.token_source.clone()
     });
-    let cache = only(
+    let cache = tokens::only(
         plugins.built,
         "precise-prefix-cache-producer",
         &mut findings,
@@ -269,21 +249,6 @@ pub(super) fn compile(
     } else {
         Err(ConfigErrors(findings.errors))
     }
-}
-
-/// What one plugin of a configuration has; a second one is an error.
-fn only<T>(
-    built: &[(PluginSpec, Built)],
-    kind: &str,
-    findings: &mut Findings,
-    take: impl Fn(&Built) -> Option<T>,
-) -> Option<T> {
-    let mut found = built.iter().filter_map(|(_, built)| take(built));
-    let first = found.next();
-    if found.next().is_some() {
-        findings.error("plugins", format!("there can be only one `{kind}`"));
-    }
-    first
 }
 
 /// The profiles; without any, one of all the plugins that can be in one; without those, the built-in one.

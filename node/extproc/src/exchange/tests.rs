@@ -5,6 +5,7 @@ mod flow;
 mod heads;
 mod talk;
 mod together;
+mod tokens;
 mod told;
 
 use super::*;
