@@ -49,8 +49,8 @@ pub struct PromptTokens {
     pub salt: Option<Arc<str>>,
     /// Who made them.
     pub origin: Origin,
-    /// An engine will see these very ids. `false` for an estimate, and where an item's number of tokens had to be guessed:
-    /// then what lies before the first such item is still right.
+    /// An engine will see these very ids and items. `false` for an estimate, and where an item's number of tokens had to be guessed or
+    /// its identifier is not the engine's: then what lies before the first item is still right.
     pub exact: bool,
 }
 

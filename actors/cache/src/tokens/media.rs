@@ -15,6 +15,8 @@ pub struct Media {
     pub kind: MediaKind,
     /// See [`MediaSpan::identifier`].
     pub identifier: String,
+    /// The client named it. Else what its blocks are known by is the engine's own hash, which is not this digest.
+    pub named: bool,
     /// Width and height of a picture, where the request has its data.
     pub size: Option<(u32, u32)>,
 }
@@ -51,6 +53,7 @@ impl Media {
         Ok(Self {
             kind,
             identifier: uuid.as_str().map_or_else(digest, str::to_owned),
+            named: uuid.as_str().is_some(),
             size: (kind == MediaKind::Image)
                 .then(|| picture_size(&reference))
                 .flatten(),
@@ -223,7 +226,7 @@ impl Placeholders {
                 Some(_) if id == marker => {
                     let Some(item) = media.next() else { continue };
                     let (len, known) = count.of(item.size);
-                    exact &= known;
+                    exact &= known && item.named;
                     spans.push(MediaSpan {
                         kind: item.kind,
                         start: out.len(),
@@ -292,6 +295,129 @@ mod tests {
         for bad in ["", "data:;base64,", "data:;base64,////", "http://x/y.png"] {
             assert_eq!(picture_size(bad), None);
         }
+    }
+
+    /// A tokenizer whose only special token is `marker` (id 7).
+    fn tokenizer(marker: &str) -> TextTokenizer {
+        let file = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [{"id": 7, "content": marker, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+            "model": {"type": "BPE", "vocab": {"a": 0, marker: 7}, "merges": []},
+        });
+        TextTokenizer::new(file.to_string().as_bytes(), 0).unwrap()
+    }
+
+    fn picture(name: &str, size: Option<(u32, u32)>) -> Media {
+        Media {
+            kind: MediaKind::Image,
+            identifier: name.into(),
+            named: true,
+            size,
+        }
+    }
+
+    fn qwen() -> Placeholders {
+        Placeholders::read(
+            Some(r#"{"model_type":"qwen2_5_vl"}"#),
+            Some(r#"{"min_pixels":3136,"max_pixels":12845056,"patch_size":14,"merge_size":2}"#),
+        )
+    }
+
+    #[test]
+    fn items_are_known_by_the_clients_name_or_a_digest() {
+        let part = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+        let url = r#""type":"image_url","image_url":{"url":"http://x/y.png"}"#;
+        let named = Media::of(&part(&format!(r#"{{{url},"uuid":"mine"}}"#))).unwrap();
+        assert_eq!((named.identifier.as_str(), named.named), ("mine", true));
+        for uuid in ["", r#","uuid":null"#] {
+            let item = Media::of(&part(&format!("{{{url}{uuid}}}"))).unwrap();
+            assert_eq!(
+                (item.identifier.len(), item.named, item.size),
+                (64, false, None)
+            );
+        }
+    }
+
+    #[test]
+    fn markers_become_as_many_tokens_as_an_item_takes() {
+        let tokenizer = tokenizer("<|image_pad|>");
+        // At the beginning, in the middle beside each other, at the end.
+        let media = vec![
+            picture("a", Some((28, 28))),
+            picture("b", Some((56, 84))),
+            picture("c", Some((28, 28))),
+            picture("d", Some((28, 28))),
+        ];
+        let ids = vec![7, 1, 2, 7, 7, 3, 7];
+        let (ids, spans, exact) = qwen().expand(ids, media, &tokenizer).unwrap();
+        assert!(exact);
+        let found: Vec<_> = spans
+            .iter()
+            .map(|span| (span.start, span.len, span.identifier.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [(0, 4, "a"), (6, 6, "b"), (12, 4, "c"), (17, 4, "d")]
+        );
+        let others: Vec<u32> = ids.iter().copied().filter(|id| *id != 7).collect();
+        assert_eq!((ids.len(), others), (21, vec![1, 2, 3]));
+        for span in spans {
+            assert!(
+                ids[span.start..span.start + span.len]
+                    .iter()
+                    .all(|id| *id == 7)
+            );
+        }
+    }
+
+    #[test]
+    fn an_item_whose_size_is_not_known_makes_tokens_inexact() {
+        let tokenizer = tokenizer("<|image_pad|>");
+        let media = vec![picture("a", Some((28, 28))), picture("far", None)];
+        let (ids, spans, exact) = qwen()
+            .expand(vec![1, 7, 2, 7, 3], media, &tokenizer)
+            .unwrap();
+        assert!(!exact);
+        // What lies before it is still right.
+        assert_eq!(ids[..7], [1, 7, 7, 7, 7, 2, 7]);
+        assert_eq!((spans[1].start, spans[1].len), (6, GUESS));
+        assert_eq!(ids.last(), Some(&3));
+        // Known by a digest of ours and not by the client's name.
+        let media = vec![Media {
+            named: false,
+            ..picture("digest", Some((28, 28)))
+        }];
+        let (ids, _, exact) = qwen().expand(vec![1, 7], media, &tokenizer).unwrap();
+        assert_eq!((ids.len(), exact), (5, false));
+        // No settings of the preprocessor: never exact.
+        let bare = Placeholders::read(Some(r#"{"model_type":"qwen2_vl"}"#), Some("not JSON"));
+        let media = vec![picture("a", Some((28, 28)))];
+        assert!(!bare.expand(vec![7], media, &tokenizer).unwrap().2);
+    }
+
+    #[test]
+    fn what_cannot_be_expanded_is_refused() {
+        let tokenizer = tokenizer("<|image_pad|>");
+        let one = || vec![picture("a", Some((28, 28)))];
+        let unsupported = |placeholders: &Placeholders, ids: &[u32], media| {
+            let done = placeholders.expand(ids.to_vec(), media, &tokenizer);
+            assert!(matches!(done, Err(TokenError::Unsupported(_))), "{done:?}");
+        };
+        // The template wrote the item twice or not at all; a client wrote a marker as text.
+        unsupported(&qwen(), &[7, 1, 7], one());
+        unsupported(&qwen(), &[1], one());
+        let video = Media {
+            kind: MediaKind::Video,
+            ..picture("v", None)
+        };
+        unsupported(&qwen(), &[7], vec![video]);
+        // Another model, and one whose marker its tokenizer does not have.
+        unsupported(&Placeholders::default(), &[7], one());
+        let llava = Placeholders::read(Some(r#"{"model_type":"llava"}"#), None);
+        unsupported(&llava, &[7], one());
+        // Without items nothing is changed, whatever the ids are.
+        let same = qwen().expand(vec![7, 1], vec![], &tokenizer).unwrap();
+        assert_eq!(same, (vec![7, 1], vec![], true));
     }
 
     #[test]
