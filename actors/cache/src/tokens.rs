@@ -8,6 +8,7 @@
 //! asked for (well under a millisecond for a conversation of 32k tokens); text that has to be tokenized anew goes to a
 //! blocking thread once there is more than [`INLINE_BYTES`] of it, at most one job a core at a time.
 
+mod byte_level;
 pub mod chat;
 mod clock;
 mod content;

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use quorate_cache::tokens::{
     Engine, Estimate, Local, ModelFiles, Models, Origin, Request, Source, TemplateLimits,
-    TokenError,
+    TextTokenizer, TokenError,
 };
 use quorate_routing::request::{Api, RequestInfo};
 use serde_json::{Value, json};
@@ -153,6 +153,82 @@ fn pieces() -> impl Strategy<Value = String> {
     ]);
     let piece = prop_oneof![3 => known.prop_map(str::to_owned), 1 => ".{0,12}"];
     prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+}
+
+/// A family's tokenizer with another normalizer, other special tokens and another way to take whole words.
+fn varied(
+    family: &str,
+    normalizer: &Value,
+    special: &[(String, bool)],
+    words_first: bool,
+) -> TextTokenizer {
+    let json = std::fs::read(folder(family).join("tokenizer.json")).unwrap();
+    let mut file: Value = serde_json::from_slice(&json).unwrap();
+    file["normalizer"] = normalizer.clone();
+    file["model"]["ignore_merges"] = json!(words_first);
+    let tokens = file["added_tokens"].as_array_mut().unwrap();
+    for (content, normalized) in special {
+        let id = 5000 + tokens.len();
+        if !tokens.iter().any(|token| token["content"] == *content) {
+            tokens.push(json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": normalized, "special": false}));
+        }
+    }
+    TextTokenizer::new(file.to_string().as_bytes(), 1 << 16).unwrap()
+}
+
+#[test]
+fn families_that_are_byte_level_are_known_as_such() {
+    let known = LOADED.iter().map(|model| model.tokenizer.is_byte_level());
+    let known = FAMILIES.iter().zip(known).filter(|(_, is)| *is);
+    let known: Vec<&str> = known.map(|(name, _)| *name).collect();
+    assert_eq!(known, ["chatml", "headers", "markers"]);
+}
+
+/// A long run of anything is as the library has it too, and a very long one comes to an end.
+#[test]
+fn long_runs() {
+    for family in ["chatml", "headers", "markers"] {
+        let tokenizer = varied(family, &Value::Null, &[], false);
+        for unit in ["a", "ab", "0", "你", "é", "-", "\n", "AbC"] {
+            let text = unit.repeat(3000);
+            let expected = tokenizer.whole(&text, false).unwrap();
+            let got = tokenizer.encode(&text, false).unwrap();
+            assert_eq!(got, expected, "{family}: {unit}");
+        }
+        let far = "x".repeat(1 << 19) + &" ".repeat(1 << 19);
+        assert!(!tokenizer.encode(&far, false).unwrap().is_empty());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Turn after turn through what is remembered, with any special tokens and normalizer: the ids of the whole conversation.
+    #[test]
+    fn turns_of_varied_tokenizers(
+        family in prop::sample::select(vec!["chatml", "headers", "markers", "brackets", "turns"]),
+        normalizer in prop::sample::select(vec![
+            json!(null), json!({"type": "NFC"}), json!({"type": "NFKC"}), json!({"type": "NFD"}), json!({"type": "Lowercase"}),
+            json!({"type": "Replace", "pattern": {"String": " "}, "content": "_"}),
+            json!({"type": "Sequence", "normalizers": [{"type": "NFKD"}, {"type": "StripAccents"}]}),
+        ]),
+        special in prop::collection::vec(("<[a-zA-Z é|]{1,6}>|[a-z]{2,3}| hi|e\u{301}", any::<bool>()), 0..5),
+        words_first in any::<bool>(),
+        turns in prop::collection::vec((pieces(), any::<prop::sample::Index>()), 1..6),
+    ) {
+        let tokenizer = varied(family, &normalizer, &special, words_first);
+        let mut so_far = String::new();
+        for (text, which) in &turns {
+            so_far.push_str(text);
+            if !special.is_empty() {
+                so_far.push_str(&which.get(&special).0);
+            }
+            for _ in 0..2 {
+                let ids = tokenizer.encode(&so_far, false).unwrap();
+                prop_assert_eq!(ids, tokenizer.whole(&so_far, false).unwrap(), "{:?}", &so_far);
+            }
+        }
+    }
 }
 
 proptest! {

@@ -6,6 +6,7 @@
 //! white space or look at their neighbours, this does not hold, and every text is tokenized as a whole.
 
 use super::TokenError;
+use super::byte_level::ByteLevel;
 use super::segments::Segments;
 use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::{AddedToken, Tokenizer};
@@ -14,6 +15,8 @@ use tokenizers::{AddedToken, Tokenizer};
 #[derive(Debug)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    /// The same without its bookkeeping, where it is of that kind.
+    byte_level: Option<ByteLevel>,
     cuts: Option<Cuts>,
     segments: Segments,
     /// What the post-processor puts around a text, where it is that simple.
@@ -40,8 +43,12 @@ impl TextTokenizer {
         let added = added.iter().map(|(id, token)| (*id, token));
         let cuts = Cuts::new(added, &tokenizer);
         let around = around(&tokenizer);
+        let byte_level = cuts
+            .as_ref()
+            .and_then(|_| ByteLevel::read(json, &tokenizer));
         Ok(Self {
             tokenizer,
+            byte_level,
             cuts,
             segments: Segments::new(cache_bytes),
             around,
@@ -51,6 +58,11 @@ impl TextTokenizer {
     /// Only what is new of a text is tokenized.
     pub fn is_incremental(&self) -> bool {
         self.cuts.is_some()
+    }
+
+    /// New text is tokenized here and not by the general library, which comes to the same ids more slowly.
+    pub fn is_byte_level(&self) -> bool {
+        self.byte_level.is_some()
     }
 
     /// Bytes that the remembered pieces take.
@@ -97,7 +109,7 @@ impl TextTokenizer {
             .sum()
     }
 
-    /// The ids of `text`, nothing remembered.
+    /// The ids of `text` from the library, nothing remembered: what everything else must be equal to.
     ///
     /// # Errors
     /// [`TokenError::Tokenizer`].
@@ -112,6 +124,14 @@ impl TextTokenizer {
             return Ok(());
         }
         let from = out.len();
+        if let Some(byte_level) = &self.byte_level {
+            if byte_level.encode(piece.text, out).is_some() {
+                let ids = out.get(from..).unwrap_or_default();
+                self.segments.insert(piece.text, first, ids);
+                return Ok(());
+            }
+            out.truncate(from);
+        }
         match piece.after {
             None => out.extend(self.whole(piece.text, false)?),
             // Some tokenizers treat the beginning of a text in another way: so the token before is there as well.
