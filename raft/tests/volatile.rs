@@ -44,6 +44,11 @@ fn one_node_is_a_group_by_itself_and_begins_anew_after_a_restart() {
         Err(ProposeError::TooLarge { .. })
     ));
 
+    // Longer than a group waits for a leader, and nothing is written.
+    std::thread::sleep(Duration::from_secs(5));
+    let idle = part.status();
+    assert_eq!((idle.epoch, idle.quorate), (1, true));
+
     drop(part);
     let killed = fleet.nodes.remove(0).kill();
     let node = fleet.restart(killed);

@@ -164,9 +164,7 @@ impl Instance {
         }
         match metrics.current_leader {
             None => false,
-            Some(leader) if leader == self.scope.raft_id => metrics
-                .last_quorum_acked
-                .is_some_and(|then| then.elapsed() < HEARD),
+            Some(leader) if leader == self.scope.raft_id => self.has_majority(&metrics, HEARD),
             Some(_) => {
                 let heard = self.heard.load(Ordering::Relaxed);
                 let then = self.started + Duration::from_micros(heard);
@@ -180,10 +178,18 @@ impl Instance {
         let (shortest, _) = TIMING.election();
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics.current_leader == Some(self.scope.raft_id)
-            && metrics
-                .last_quorum_acked
-                .is_some_and(|then| then.elapsed() < shortest)
+        metrics.current_leader == Some(self.scope.raft_id) && self.has_majority(&metrics, shortest)
+    }
+
+    /// Whether this leader has heard from a majority so lately. One that votes alone is its own majority; nothing renews its time while
+    /// nothing is written.
+    fn has_majority(&self, metrics: &Metrics, lately: Duration) -> bool {
+        let mut voters = metrics.membership_config.voter_ids();
+        if (voters.next(), voters.next()) == (Some(self.scope.raft_id), None) {
+            return true;
+        }
+        let acked = metrics.last_quorum_acked;
+        acked.is_some_and(|then| then.elapsed() < lately)
     }
 
     /// Whether this member has applied as far as the leader had committed when they first met.
