@@ -121,6 +121,9 @@ impl PoolState {
             policy.agent_identity = compiled.and_then(|c| c.agent_identity.clone());
             policy.burst = compiled.and_then(|c| c.burst.clone());
             policy.tokens = compiled.and_then(|c| c.tokens.clone());
+            if let Some(tokens) = &policy.tokens {
+                tokens.prepare();
+            }
             policy.cache = compiled.and_then(|c| c.cache.clone());
             policy.reports = compiled.map_or_else(|| Arc::from([]), |c| Arc::clone(&c.reports));
             let rules = compiled.and_then(|c| c.flow.clone());

@@ -70,6 +70,9 @@ pub type Tokenizing<'a> = Pin<Box<dyn Future<Output = Option<PromptTokens>> + Se
 
 /// Makes the tokens of a pool's requests.
 pub trait TokenSource: Send + Sync {
+    /// Begins to read what it needs, so that the first request finds it there. Called within a Tokio runtime when a pool begins to use it.
+    fn prepare(&self) {}
+
     /// The tokens of a request that may go to any of `endpoints`. It keeps to its own time limit, and counts its failures: whoever
     /// asks goes on without tokens.
     fn tokens<'a>(

@@ -255,6 +255,12 @@ impl PoolTokens {
 }
 
 impl TokenSource for PoolTokens {
+    fn prepare(&self) {
+        if let Some(local) = &self.local {
+            local.get();
+        }
+    }
+
     fn tokens<'a>(
         &'a self,
         request: TokenRequest<'a>,
