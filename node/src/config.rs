@@ -31,6 +31,8 @@ pub struct Config {
     pub auth: auth::AuthConfig,
     /// The endpoint picker for an existing Envoy.
     pub ext_proc: ExtProcConfig,
+    /// The map of KV-cache blocks.
+    pub cache: CacheConfig,
     /// Which requests leave a record.
     pub explain: explain::ExplainConfig,
     /// Metrics and health over HTTP.
@@ -61,6 +63,20 @@ impl Default for NodeConfig {
             data_dir: "/var/lib/quorate".into(),
             drain_timeout: HumanDuration::secs(570),
         }
+    }
+}
+
+/// `[cache]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// Memory that the map of KV-cache blocks may take, in MiB. The same on all nodes of a region.
+    pub max_mib: usize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { max_mib: 2048 }
     }
 }
 

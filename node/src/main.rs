@@ -2,6 +2,7 @@
 
 mod admin;
 mod bench;
+mod cache;
 mod config;
 mod control;
 mod dev;

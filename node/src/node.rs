@@ -11,6 +11,7 @@ mod tenancy;
 mod usage;
 mod wiring;
 
+use crate::cache::CacheParts;
 use crate::config::{Config, Timing, TlsFiles, advertised};
 use crate::explain::{DecisionReceiver, Desk, FileOptions};
 use crate::{admin, control, grpc, prometheus};
@@ -129,6 +130,7 @@ struct Node {
     gateway: GatewayHandle,
     ext_proc: Option<ExtProcHandle>,
     shared: Arc<GatewayShared>,
+    cache: CacheParts,
     decisions: Arc<Desk>,
     control_stop: CancellationToken,
     control: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -152,8 +154,12 @@ impl Node {
             .inspect_err(|error| warn!(%error, "https endpoints cannot be used"))
             .ok();
         let peers = wiring::peers(cluster);
-        let index = Arc::new(CacheIndex::new(IndexConfig::default()));
-        let plugins = CachePlugins::new(index);
+        let index_config = IndexConfig {
+            max_bytes: config.cache.max_mib.saturating_mul(1 << 20),
+        };
+        let index = Arc::new(CacheIndex::new(index_config));
+        let plugins = CachePlugins::new(Arc::clone(&index));
+        let cache_view = Arc::clone(&view);
         let expiring = plugins.clone();
         let until = control_stop.clone();
         tokio::spawn(async move { until.run_until_cancelled(expiring.expire()).await });
@@ -173,6 +179,9 @@ impl Node {
         })
         .await?;
         let plane = Arc::new(plane);
+        let cache = CacheParts::start(cluster, &plane, cache_view, index, index_config)
+            .await
+            .context("cannot follow the engines' KV caches")?;
         doors.exchange.set(plane.load_receiver());
         for resource in resources {
             declare::put(cluster, resource)
@@ -219,6 +228,7 @@ impl Node {
             gateway,
             ext_proc,
             shared,
+            cache,
             decisions: desk,
             control_stop,
             control,
@@ -235,7 +245,11 @@ impl Node {
         let mut reload = signal(SignalKind::hangup())?;
         let mut problem = self.cluster.problem();
         let mut events = self.plane.events();
-        let up_to_date = self.cluster.ready(READY_WITHIN);
+        let up_to_date = async {
+            let ready = self.cluster.ready(READY_WITHIN).await;
+            self.cache.warm().await;
+            ready
+        };
         tokio::pin!(up_to_date);
         let mut ready = false;
         state.send_replace(Some("catching up with the cluster".into()));
@@ -327,6 +341,7 @@ impl Node {
         {
             info!("open control calls are cut");
         }
+        self.cache.stop().await;
         self.plane.shutdown().await;
         self.cluster.shutdown().await;
     }

@@ -35,6 +35,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     quorate_routing::flow::describe_metrics();
     quorate_extproc::describe();
     quorate_cache::route::describe_metrics();
+    crate::cache::figures::describe();
     crate::explain::describe();
     metrics::describe_gauge!("llm_d_epp_info", "What this router was built from.");
     metrics::gauge!("llm_d_epp_info", "commit" => option_env!("QUORATE_COMMIT").unwrap_or("unknown"),

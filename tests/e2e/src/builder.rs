@@ -31,7 +31,7 @@ impl Fleet {
 }
 
 impl FleetBuilder {
-    /// Model servers answer at once; these arguments of `quorate sim` change that.
+    /// Model servers answer at once; these arguments of `quorate sim` change that. `{host}` stands for a server's address.
     #[must_use]
     pub fn sim_args(mut self, args: &[&str]) -> Self {
         self.sim_args = args.iter().map(ToString::to_string).collect();

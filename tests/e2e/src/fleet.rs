@@ -106,7 +106,9 @@ impl Fleet {
         if !self.builder.sim_args.iter().any(|arg| arg == "--mode") {
             args.extend(["--mode".into(), "echo".into()]);
         }
-        args.extend(self.builder.sim_args.iter().cloned());
+        let host = address.ip().to_string();
+        let own = self.builder.sim_args.iter();
+        args.extend(own.map(|arg| arg.replace("{host}", &host)));
         let mut sim = Sim::new(
             self.dir.path(),
             &format!("sim-{}", number + 1),

@@ -219,10 +219,10 @@ impl CacheIndex {
         let mut sum = Sum::default();
         if section.replace {
             match state.entries.get(&key) {
-                // A full set that came twice, unless its owner has started again.
+                // A full set that came twice, or after that of a later engine process.
                 Some(e)
-                    if (e.epoch, e.incarnation) == (section.epoch, section.incarnation)
-                        && section.to <= e.sequence =>
+                    if e.epoch == section.epoch
+                        && (section.incarnation, section.to) <= (e.incarnation, e.sequence) =>
                 {
                     return Outcome::Repeated;
                 }
@@ -447,7 +447,7 @@ impl CacheIndex {
     }
 
     /// Removes a holder and all that is known of it. Answers how many blocks it had.
-    fn forget(&self, state: &mut State, key: HolderKey) -> u64 {
+    pub(super) fn forget(&self, state: &mut State, key: HolderKey) -> u64 {
         let Some(slot) = state.entries.get(&key).map(|e| e.slot) else {
             return 0;
         };

@@ -36,6 +36,7 @@ mod segment;
 mod shard;
 mod snapshot;
 mod stats;
+mod transfer;
 mod weights;
 pub(crate) mod wire;
 
@@ -48,6 +49,7 @@ pub use holders::Holders;
 pub use lookup::{Columns, Match};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotLoader};
 pub use stats::{HolderStatus, IndexStats};
+pub use transfer::HolderCopy;
 pub use weights::{SPECULATIVE, TIERS, TierWeights};
 pub use wire::Malformed;
 

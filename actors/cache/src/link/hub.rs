@@ -148,6 +148,11 @@ impl Hub {
         if let Some(name) = fixed
             && let Some(source) = hub.add(name, None)
         {
+            if let Some((seq, mark)) = hub.config.resume
+                && let Some(source) = hub.sources.get_mut(source)
+            {
+                source.sequencer.resume(seq, mark);
+            }
             hub.publish(source);
         }
         hub

@@ -41,7 +41,6 @@ pub struct Sequencer {
     /// What was taken so far is of the stream that is connected now, and nothing is known to be missing.
     sure: bool,
     attempts: u32,
-    /// `next` at the last attempt.
     attempted_at: Option<u64>,
     cool_until: u64,
     heard: u64,
@@ -73,6 +72,12 @@ impl Sequencer {
         }
     }
 
+    /// Before the first connection: goes on behind batch `seq` with this hash (XXH3) of its payload, if the engine proves it.
+    pub fn resume(&mut self, seq: u64, mark: u64) {
+        self.next = seq.checked_add(1);
+        self.recent = VecDeque::from([mark]);
+    }
+
     /// What to do next, if anything.
     pub fn poll(&mut self) -> Option<Output> {
         self.out.pop_front()
@@ -96,7 +101,7 @@ impl Sequencer {
 
     /// Number of the last batch handed on.
     pub fn last(&self) -> Option<u64> {
-        self.next.map(|next| next.saturating_sub(1))
+        Some(self.next?.saturating_sub(1))
     }
 
     /// When [`Sequencer::tick`] has something to do.

@@ -52,6 +52,8 @@ pub struct LinkConfig {
     pub policy: Policy,
     /// What a peer may send.
     pub limits: Limits,
+    /// What was taken of the stream before: the number of the last batch and the hash (XXH3) of its payload. For a link that dials.
+    pub resume: Option<(u64, u64)>,
     /// First pause before dialling again; doubled up to fifty times as much.
     pub redial: Duration,
     /// How often a silent peer is asked for a sign of life.
@@ -67,6 +69,7 @@ impl LinkConfig {
             replay: ReplayAt::Nowhere,
             policy: Policy::default(),
             limits: Limits::default(),
+            resume: None,
             redial: Duration::from_millis(100),
             heartbeat: Duration::from_secs(10),
         }

@@ -1,6 +1,7 @@
 //! Real processes on real sockets, one theme a file. Run with `--test-threads=1`: each test starts a whole cluster.
 
 mod access;
+mod cache;
 mod clients;
 mod command_line;
 mod control_api;

@@ -1,0 +1,145 @@
+//! How the holders that this node owns are fed, for people and metrics.
+
+use super::holder::Holder;
+use super::mirror::Counts;
+use crate::Tier;
+use crate::index::{HolderKey, TIERS};
+use crate::keys::KeySpace;
+use crate::link::{Counters, State, Subscriber};
+use metrics::{counter, gauge};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How one holder is fed.
+#[derive(Clone, Debug)]
+pub struct FeederStatus {
+    /// The endpoint's name.
+    pub endpoint: Arc<str>,
+    /// In a word: `live`, `gap`, `replaying`, `waiting`, `down`, `no-source`.
+    pub link: &'static str,
+    /// Whether the engine's hashes are computed, or its blocks learnt from their tokens; `None`: not known before its first events.
+    pub exact: Option<bool>,
+    /// How its keys are made.
+    pub space: Option<KeySpace>,
+    /// The engine's hashes were not what its settings make them.
+    pub hash_mismatch: bool,
+    /// Number of the engine's last batch.
+    pub last: Option<u64>,
+    /// Totals of the link.
+    pub counters: Counters,
+    /// What became of events.
+    pub events: Counts,
+    /// Blocks by tier.
+    pub blocks: [u64; TIERS],
+    /// Bytes that the group has still to be told, about.
+    pub waiting: usize,
+    /// The last trouble.
+    pub problem: Option<String>,
+}
+
+impl FeederStatus {
+    pub(super) fn of(
+        endpoint: &Arc<str>,
+        holder: &Holder,
+        link: Option<&Subscriber>,
+        problem: Option<&str>,
+    ) -> Self {
+        let source = link.and_then(|link| link.status().into_values().next());
+        let replay = source
+            .as_ref()
+            .and_then(|source| source.replay_error.clone());
+        let mirror = holder.mirror();
+        Self {
+            endpoint: Arc::clone(endpoint),
+            link: source
+                .as_ref()
+                .map_or("no-source", |source| State::as_str(source.state)),
+            exact: mirror.space().map(|space| space.hasher().is_some()),
+            space: mirror.space().cloned(),
+            hash_mismatch: mirror.mismatch(),
+            last: source.as_ref().and_then(|source| source.last),
+            counters: source.as_ref().map(|s| s.counters).unwrap_or_default(),
+            events: *mirror.counts(),
+            blocks: *mirror.set().pairs(),
+            waiting: holder.waiting(),
+            problem: link
+                .and_then(Subscriber::trouble)
+                .or(replay)
+                .or(problem.map(str::to_owned)),
+        }
+    }
+
+    pub(super) fn without_source(endpoint: &Arc<str>, problem: Option<&str>) -> Self {
+        Self {
+            endpoint: Arc::clone(endpoint),
+            link: "no-source",
+            exact: None,
+            space: None,
+            hash_mismatch: false,
+            last: None,
+            counters: Counters::default(),
+            events: Counts::default(),
+            blocks: [0; TIERS],
+            waiting: 0,
+            problem: problem.map(str::to_owned),
+        }
+    }
+}
+
+impl FeederStatus {
+    fn publish(&self, rank: u32) {
+        let labels = |name: &'static str, value: &'static str| {
+            [
+                ("endpoint", self.endpoint.to_string()),
+                ("rank", rank.to_string()),
+                (name, value.to_owned()),
+            ]
+        };
+        let c = &self.events;
+        for (kind, blocks) in [
+            ("stored", c.stored),
+            ("removed", c.removed),
+            ("cleared", c.cleared),
+            ("unknown", c.unknown),
+            ("other-group", c.other_group),
+            ("unusable", c.unusable),
+            ("too-many", c.too_many),
+            ("skipped", c.skipped),
+        ] {
+            counter!("quorate_cache_events_total", &labels("kind", kind)).absolute(blocks);
+        }
+        let l = &self.counters;
+        for (what, times) in [
+            ("gaps", l.gaps),
+            ("replays", l.replays),
+            ("replay-failures", l.replay_failures),
+            ("duplicates", l.duplicates),
+        ] {
+            counter!("quorate_cache_link_total", &labels("what", what)).absolute(times);
+        }
+        for tier in Tier::ALL {
+            gauge!("quorate_cache_owned_blocks", &labels("tier", tier.as_str()))
+                .set(self.blocks[tier as usize] as f64);
+        }
+    }
+}
+
+/// By holder.
+#[derive(Clone, Default)]
+pub(super) struct Statuses(Arc<Mutex<BTreeMap<HolderKey, FeederStatus>>>);
+
+impl Statuses {
+    pub(super) fn all(&self) -> BTreeMap<HolderKey, FeederStatus> {
+        self.0.lock().clone()
+    }
+
+    pub(super) fn set(&self, key: HolderKey, status: FeederStatus) {
+        status.publish(key.rank);
+        self.0.lock().insert(key, status);
+    }
+
+    pub(super) fn remove(&self, key: HolderKey) {
+        self.0.lock().remove(&key);
+    }
+}
