@@ -9,6 +9,7 @@ use crate::log::LogConfig;
 use anyhow::Context;
 use quorate_extproc::ExtProcConfig;
 use quorate_gateway::{GatewayConfig, HumanDuration};
+use quorate_raft::state::validate;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -221,6 +222,8 @@ impl Config {
     /// # Errors
     /// Names the keys that do not fit together.
     pub fn check(&self) -> anyhow::Result<()> {
+        // Told here as well: a node that is stopped while it starts would not say it.
+        validate::name("node name", &self.node_name())?;
         anyhow::ensure!(
             !self.node.region.is_empty(),
             "node.region must not be empty"
@@ -375,5 +378,11 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("odd"), "{error}");
+        let error = Config::parse("[node]\nname = \"Not A Name\"")
+            .unwrap()
+            .check()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("node name"), "{error}");
     }
 }
