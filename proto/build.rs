@@ -8,10 +8,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "quorate/v1/control.proto",
         "quorate/v1/cluster.proto",
         "quorate/v1/decisions.proto",
+        "quorate/v1/cache.proto",
         "quorate/peer/v1/raft.proto",
         "quorate/peer/v1/load.proto",
         "quorate/peer/v1/usage.proto",
         "quorate/peer/v1/decisions.proto",
+        "quorate/peer/v1/cache.proto",
         "quorate/store/v1/store.proto",
     ];
     println!("cargo::rerun-if-changed=proto");

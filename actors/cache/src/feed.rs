@@ -27,11 +27,11 @@ mod status;
 #[cfg(test)]
 mod model;
 
-pub use holder::{Holder, Verdict, next_epoch};
+pub use holder::{Holder, HolderTotals, Verdict, next_epoch};
 pub use mirror::{Counts, Mirror, Naming};
 pub use outcome::{decode_outcomes, encode_outcomes};
 pub use proposals::{Answer, Proposals};
-pub use replica::Replicated;
+pub use replica::{ReplicaTotals, Replicated};
 pub use set::OwnedSet;
 pub use sources::{Asking, Engines};
 pub use status::FeederStatus;

@@ -5,16 +5,22 @@
 //! producer and scorer in one, `precise-prefix-cache-scorer`.
 
 mod expected;
+mod heat;
 mod keys;
+mod looked;
 mod parameters;
 mod precise;
 mod rows;
+mod sketch;
 mod tokens;
 
+pub use heat::{HotPool, HotPrefix};
+pub use sketch::Counted;
 pub use tokens::PoolTokens;
 
 use crate::index::{CacheIndex, IndexConfig};
 use crate::tokens::{Models, TemplateLimits};
+use heat::Heat;
 use metrics::{Unit, describe_counter, describe_histogram};
 use quorate_routing::config::registry::Build;
 use quorate_routing::config::{Fields, Registry};
@@ -62,6 +68,7 @@ pub fn registry_to_check_with() -> Registry {
 pub struct CachePlugins {
     index: Arc<CacheIndex>,
     models: Arc<Models>,
+    heat: Arc<Heat>,
 }
 
 impl CachePlugins {
@@ -71,6 +78,7 @@ impl CachePlugins {
         Self {
             index,
             models: Arc::new(Models::new(TOKENIZER_CACHE, TemplateLimits::default())),
+            heat: Arc::default(),
         }
     }
 
@@ -78,9 +86,9 @@ impl CachePlugins {
     #[must_use]
     pub fn register(&self, registry: Registry) -> Registry {
         let precise = |scores: bool| {
-            let index = Arc::clone(&self.index);
+            let (index, heat) = (Arc::clone(&self.index), Arc::clone(&self.heat));
             move |fields: &mut Fields<'_>, build: &mut Build<'_>| {
-                parameters::build(fields, build, &index, scores)
+                parameters::build(fields, build, (&index, &heat), scores)
             }
         };
         let tokens = || {
@@ -96,13 +104,21 @@ impl CachePlugins {
             .with("precise-prefix-cache-scorer", precise(true))
     }
 
-    /// Lets go of what was expected and has not come. Runs until it is dropped.
+    /// A pool's `most` hottest prefixes on this node; `None`: none of its picks knew what is cached.
+    #[must_use]
+    pub fn hot(&self, pool: &str, most: usize) -> Option<HotPool> {
+        self.heat.hot(pool, most, now_ms())
+    }
+
+    /// Lets go of what was expected and has not come, and counts what was picked. Runs until it is dropped.
     pub async fn expire(&self) {
         let mut tick = tokio::time::interval(Duration::from_millis(GENERATION_MS));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            self.index.expire(generation(now_ms()));
+            let now = now_ms();
+            self.index.expire(generation(now));
+            self.heat.drain(now);
         }
     }
 }

@@ -6,10 +6,10 @@ mod route;
 
 use quorate_cache::Tier;
 use quorate_cache::index::{CacheIndex, Expected};
-use quorate_routing::cache::EventsFrom;
+use quorate_routing::cache::{EventsFrom, NotLookedUp};
 use quorate_routing::config::EndpointPickerConfig;
 use quorate_routing::pipeline::Column;
-use quorate_routing::tokens::Origin;
+use quorate_routing::tokens::{Origin, PromptTokens};
 use quorate_routing::{Decision, Scheduler, SchedulingRequest, Tried, now_ms};
 use route::{BLOCK, World, registry, tokens};
 
@@ -70,6 +70,39 @@ fn the_best_rank_of_an_endpoint_counts() {
         panic!("{:?}", decision.produced);
     };
     assert_eq!(*matched, [6, 0, 7]);
+    // What was believed is counted, and can be seen without a pick. Neither makes anything expected.
+    let totals = world.endpoints()[2].cache_use().totals();
+    let counted = (totals.picks, totals.prompt_tokens, totals.predicted_tokens);
+    assert_eq!(counted, (1, 321, 7 * 16));
+    let prefixes = world.policy.prefixes.as_ref().unwrap();
+    let found = prefixes.look_up(&prompt, world.endpoints()).unwrap();
+    let ranks: Vec<_> = found
+        .ranks
+        .iter()
+        .map(|of| (of.row, of.rank, of.cached, of.worth))
+        .collect();
+    let expected = [
+        (0, 0, 6, 96.0),
+        (2, 0, 2, 32.0),
+        (2, 1, 5, 80.0),
+        (2, 3, 7, 112.0),
+    ];
+    assert_eq!(ranks, expected);
+    assert!(
+        found
+            .ranks
+            .iter()
+            .all(|of| (of.blocks, of.block_tokens) == (20, 16))
+    );
+    let lengths: Vec<_> = found.prefixes.iter().map(|of| of.tokens).collect();
+    assert_eq!(lengths, [16, 32, 64, 128, 256]);
+    assert_eq!(world.index.stats().expected, 0);
+    let estimate = PromptTokens {
+        origin: Origin::Estimate,
+        ..prompt
+    };
+    let refused = prefixes.look_up(&estimate, world.endpoints());
+    assert_eq!(refused, Err(NotLookedUp::Estimate));
 }
 
 #[test]

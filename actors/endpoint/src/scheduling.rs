@@ -125,6 +125,7 @@ impl PoolState {
                 tokens.prepare();
             }
             policy.cache = compiled.and_then(|c| c.cache.clone());
+            policy.prefixes = compiled.and_then(|c| c.prefixes.clone());
             policy.reports = compiled.map_or_else(|| Arc::from([]), |c| Arc::clone(&c.reports));
             let rules = compiled.and_then(|c| c.flow.clone());
             policy.flow = rules.map(|rules| {

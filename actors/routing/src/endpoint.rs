@@ -1,5 +1,6 @@
 //! One endpoint as the hot path sees it: fixed facts, and atomics that actors and gateway write.
 
+mod cache_use;
 mod engine_facts;
 mod facts;
 mod prefill_rate;
@@ -8,6 +9,7 @@ pub mod slot;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use cache_use::{CacheTotals, CacheUse};
 pub use engine_facts::{AdapterLoad, CacheShape};
 pub use facts::EndpointFacts;
 pub use prefill_rate::PrefillRate;
@@ -170,6 +172,7 @@ pub struct Endpoint {
     adapters: ArcSwap<AdapterLoad>,
     cache_shape: AtomicU64,
     prefill_rate: PrefillRate,
+    cache_use: CacheUse,
     facts: OnceLock<Arc<EndpointFacts>>,
 }
 
@@ -210,6 +213,7 @@ impl Endpoint {
             adapters: ArcSwap::default(),
             cache_shape: AtomicU64::new(0),
             prefill_rate: PrefillRate::default(),
+            cache_use: CacheUse::default(),
             facts: OnceLock::new(),
         }
     }
@@ -350,11 +354,6 @@ impl Endpoint {
     /// Size of its KV cache, if the engine says.
     pub fn cache_shape(&self) -> Option<CacheShape> {
         CacheShape::unpack(self.cache_shape.load(Relaxed))
-    }
-
-    /// How fast it was seen to compute prompts.
-    pub fn prefill_rate(&self) -> &PrefillRate {
-        &self.prefill_rate
     }
 
     /// All of its load at once, for a pick.

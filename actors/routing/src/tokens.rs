@@ -68,6 +68,10 @@ pub struct TokenRequest<'a> {
 /// The tokens of one request, when they are there; `None`: it could not be tokenized, or not in time.
 pub type Tokenizing<'a> = Pin<Box<dyn Future<Output = Option<PromptTokens>> + Send + 'a>>;
 
+/// The tokens of one request, or why there are none.
+pub type TokenizingOrWhy<'a> =
+    Pin<Box<dyn Future<Output = Result<PromptTokens, String>> + Send + 'a>>;
+
 /// Makes the tokens of a pool's requests.
 pub trait TokenSource: Send + Sync {
     /// Begins to read what it needs, so that the first request finds it there. Called within a Tokio runtime when a pool begins to use it.
@@ -80,4 +84,16 @@ pub trait TokenSource: Send + Sync {
         request: TokenRequest<'a>,
         endpoints: &'a [Arc<Endpoint>],
     ) -> Tokenizing<'a>;
+
+    /// The same for somebody who wants to know why there are none, and can wait longer than a request.
+    fn tokens_or_why<'a>(
+        &'a self,
+        request: TokenRequest<'a>,
+        endpoints: &'a [Arc<Endpoint>],
+    ) -> TokenizingOrWhy<'a> {
+        Box::pin(async move {
+            let tokens = self.tokens(request, endpoints).await;
+            tokens.ok_or_else(|| "there were none in time".to_owned())
+        })
+    }
 }

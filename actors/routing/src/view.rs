@@ -1,7 +1,7 @@
 //! What the gateway routes by: pools, their endpoints, and which model goes where. Built anew when any of that changes and
 //! published whole; loads and health change inside the endpoints without a new view.
 
-use crate::cache::CacheNeeds;
+use crate::cache::{CacheNeeds, PrefixLookup};
 use crate::endpoint::{Endpoint, ServedModel};
 use crate::flow::FlowControl;
 use crate::learnt::Learner;
@@ -53,6 +53,8 @@ pub struct PoolPolicy {
     pub tokens: Option<Arc<dyn TokenSource>>,
     /// What must be known of the engines' caches; `None`: nothing.
     pub cache: Option<Arc<CacheNeeds>>,
+    /// Says what of a prompt the engines have cached; `None`: nobody knows.
+    pub prefixes: Option<Arc<dyn PrefixLookup>>,
 }
 
 impl Default for PoolPolicy {
@@ -69,6 +71,7 @@ impl Default for PoolPolicy {
             learners: Arc::new([]),
             tokens: None,
             cache: None,
+            prefixes: None,
         }
     }
 }

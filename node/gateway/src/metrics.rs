@@ -301,7 +301,7 @@ impl Metrics {
     }
 
     /// It was predicted that the endpoint has `tokens` of a prompt cached.
-    pub fn predicted(&self, endpoint: &Endpoint, tokens: u64) -> Predicted {
+    pub fn predicted(&self, endpoint: &Arc<Endpoint>, tokens: u64) -> Predicted {
         self.accuracies.predicted(endpoint, tokens)
     }
 

@@ -224,7 +224,7 @@ impl Observation {
                 if let Some(tokens) = self.usage.cached {
                     model.cached_tokens.record(tokens as f64);
                     if let Some(predicted) = &self.predicted {
-                        predicted.compare(tokens);
+                        predicted.compare(tokens, self.usage.input);
                     }
                 }
                 if let Some(tokens) = output {

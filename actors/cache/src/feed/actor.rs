@@ -313,11 +313,10 @@ impl CacheFeeder {
                 match decode(&payload, &mut state.batch) {
                     Ok(()) => return holder.apply(Some(seq), xxh3_64(&payload), &state.batch),
                     Err(error) => {
-                        // What it said is lost, and with it the proof of what came before.
                         counter!("quorate_cache_resets_total", "reason" => "unreadable")
                             .increment(1);
                         tracing::warn!(endpoint = key.endpoint, rank = key.rank, %error, "a batch of KV-cache events cannot be read");
-                        holder.reset(false);
+                        holder.unreadable();
                     }
                 }
             }

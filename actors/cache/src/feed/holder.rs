@@ -43,6 +43,24 @@ pub struct Holder {
     suspect: bool,
     /// A section was told to the log.
     told: bool,
+    totals: HolderTotals,
+    /// What the last audit found; `None`: none yet since it was taken over.
+    agrees: Option<bool>,
+}
+
+/// What became of one holder since it was taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HolderTotals {
+    /// Sections that were proposed.
+    pub sections: u64,
+    /// Of these, the beginnings of full sets.
+    pub full_sets: u64,
+    /// Times that all that its engine had said became void.
+    pub resets: u64,
+    /// Batches of its engine that could not be read.
+    pub unreadable: u64,
+    /// Audits that found that the log had something else.
+    pub mismatches: u64,
 }
 
 impl Holder {
@@ -67,6 +85,8 @@ impl Holder {
             paused: false,
             suspect: false,
             told: false,
+            totals: HolderTotals::default(),
+            agrees: None,
         };
         if let Some(known) = known
             && resumes
@@ -111,12 +131,31 @@ impl Holder {
         self.under_way
     }
 
+    /// What became of it.
+    #[must_use]
+    pub const fn totals(&self) -> HolderTotals {
+        self.totals
+    }
+
+    /// Whether the log had what it was told when that was last compared.
+    #[must_use]
+    pub const fn agrees(&self) -> Option<bool> {
+        self.agrees
+    }
+
+    /// A batch of the engine cannot be read: what it said is lost, and with it the proof of what came before.
+    pub fn unreadable(&mut self) {
+        self.totals.unreadable += 1;
+        self.reset(false);
+    }
+
     /// Everything that the engine said is void; `restarted`: because it is another process.
     pub fn reset(&mut self, restarted: bool) {
         if restarted {
             // Its numbers begin anew, and so do ours.
             (self.incarnation, self.sequence) = (self.incarnation + 1, 0);
         }
+        self.totals.resets += 1;
         self.last = None;
         self.mirror.reset();
     }
@@ -145,13 +184,17 @@ impl Holder {
     /// Whether the log has something else than it was told, for the second time.
     pub(super) fn differs(&mut self, told: Option<&HolderStatus>) -> bool {
         let digest = self.mirror.set.digest();
-        let right = told.is_some_and(|t| {
-            (t.epoch, t.incarnation, t.sequence) == (self.epoch, self.incarnation, self.sequence)
+        let same = told.map(|t| {
+            (t.incarnation, t.sequence) == (self.incarnation, self.sequence)
                 && (t.trimmed || t.digest == digest)
         });
+        let right = same == Some(true) && told.is_some_and(|t| t.epoch == self.epoch);
         // Before its first section, an owner that goes on from what the log had is known there by the one before.
         let wrong = !right && self.told && !self.paused;
-        std::mem::replace(&mut self.suspect, wrong) && wrong
+        self.agrees = if self.told { Some(right) } else { same };
+        let again = std::mem::replace(&mut self.suspect, wrong) && wrong;
+        self.totals.mismatches += u64::from(again);
+        again
     }
 
     /// The log does not have what it was told: the full set follows.
@@ -183,6 +226,8 @@ impl Holder {
         }
         (self.sequence, self.under_way) = (section.to, true);
         (self.told, self.suspect) = (true, false);
+        self.totals.sections += 1;
+        self.totals.full_sets += u64::from(section.replace);
         Some(section)
     }
 
@@ -204,5 +249,67 @@ impl Holder {
                 Verdict::Again
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tier;
+    use crate::hash::ExtraForm;
+    use crate::index::{CacheIndex, DeltaBatch, IndexConfig};
+    use crate::keys::{KeySpace, Scheme};
+
+    #[test]
+    fn an_owner_that_goes_on_without_a_word_is_compared_as_well() {
+        let index = CacheIndex::new(IndexConfig { max_bytes: 1 << 20 });
+        let key = HolderKey {
+            endpoint: 1,
+            rank: 0,
+        };
+        let scheme = Scheme::of(Some("sha256_cbor"), None, ExtraForm::Tagged);
+        let naming = Naming {
+            model: "m".into(),
+            block_tokens: Some(16),
+            scheme: scheme.clone(),
+        };
+        let tell = |block: u64, from, to| {
+            let mut section = Section::new(key, 1, next_epoch(0, 1), from, to);
+            (section.replace, section.mark) = (from == 0, 9);
+            section.space = KeySpace::new("m", 16, scheme.clone()).ok();
+            section.stored(Tier::Gpu, None, &[block]);
+            let sections = vec![section];
+            index.apply(&DeltaBatch { sections });
+        };
+        tell(5, 0, 1 << PART_BITS);
+        let known = index.copy(key).unwrap();
+        let (mut holder, resume) = Holder::take_over(key, naming, 2, Some(&known), true);
+        assert_eq!((resume, holder.agrees()), (Some((0, 9)), None));
+        assert!(!holder.differs(index.holders().first()));
+        assert_eq!(holder.agrees(), Some(true));
+        // The owner before was not dead.
+        tell(6, 1 << PART_BITS, 2 << PART_BITS);
+        assert!(!holder.differs(index.holders().first()));
+        assert_eq!(
+            (holder.agrees(), holder.totals().mismatches),
+            (Some(false), 0)
+        );
+        holder.unreadable();
+        holder.section(1 << 20).unwrap();
+        let totals = HolderTotals {
+            sections: 1,
+            full_sets: 1,
+            resets: 1,
+            unreadable: 1,
+            mismatches: 0,
+        };
+        assert_eq!(holder.totals(), totals);
+        // Told, and not there, twice.
+        assert!(!holder.differs(index.holders().first()));
+        assert!(holder.differs(index.holders().first()));
+        assert_eq!(
+            (holder.agrees(), holder.totals().mismatches),
+            (Some(false), 1)
+        );
     }
 }

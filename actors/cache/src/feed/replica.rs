@@ -11,6 +11,7 @@ use bytes::Bytes;
 use metrics::counter;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const CHECK: u8 = 2;
 const ANEW: u8 = 3;
@@ -28,6 +29,17 @@ pub struct Replicated {
     config: IndexConfig,
     noted: Mutex<Option<Noted>>,
     differs: Mutex<bool>,
+    mismatches: AtomicU64,
+    begun_anew: AtomicU64,
+}
+
+/// How a replica's contents were found to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaTotals {
+    /// Checks that found another digest here than at the proposer.
+    pub mismatches: u64,
+    /// Times that all replicas were emptied because one of them differed.
+    pub begun_anew: u64,
 }
 
 impl Replicated {
@@ -39,6 +51,8 @@ impl Replicated {
             config,
             noted: Mutex::default(),
             differs: Mutex::default(),
+            mismatches: AtomicU64::new(0),
+            begun_anew: AtomicU64::new(0),
         }
     }
 
@@ -46,6 +60,15 @@ impl Replicated {
     #[must_use]
     pub const fn index(&self) -> &Arc<CacheIndex> {
         &self.index
+    }
+
+    /// How its contents were found to be since the process began.
+    #[must_use]
+    pub fn totals(&self) -> ReplicaTotals {
+        ReplicaTotals {
+            mismatches: self.mismatches.load(Relaxed),
+            begun_anew: self.begun_anew.load(Relaxed),
+        }
     }
 
     /// Applies an entry; the answer is for who proposed it.
@@ -56,6 +79,7 @@ impl Replicated {
             Some((&ANEW, [])) => {
                 self.index.reset();
                 *self.noted.lock() = None;
+                self.begun_anew.fetch_add(1, Relaxed);
             }
             _ => match DeltaBatch::decode(entry) {
                 Ok(batch) => encode_outcomes(&self.index.apply(&batch).outcomes, &mut answer),
@@ -88,6 +112,7 @@ impl Replicated {
         };
         if said.index == before.index && said.digest != before.digest {
             counter!("quorate_cache_digest_mismatches_total", "between" => "replicas").increment(1);
+            self.mismatches.fetch_add(1, Relaxed);
             tracing::error!(
                 entry = before.index,
                 "this node's map of KV-cache blocks is not the proposer's: all nodes begin anew"
@@ -177,6 +202,11 @@ mod tests {
         both(8, &entry(7, 0));
         assert_eq!(a.index().digests(), b.index().digests());
         assert_eq!(a.index().stats().pairs, 1);
+        let totals = |mismatches| ReplicaTotals {
+            mismatches,
+            begun_anew: 1,
+        };
+        assert_eq!((a.totals(), b.totals()), (totals(0), totals(1)));
         // A third one joins with a snapshot.
         let c = new();
         c.apply(1, &entry(9, 0));

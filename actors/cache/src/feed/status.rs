@@ -1,6 +1,6 @@
 //! How the holders that this node owns are fed, for people and metrics.
 
-use super::holder::Holder;
+use super::holder::{Holder, HolderTotals};
 use super::mirror::Counts;
 use crate::Tier;
 use crate::index::{HolderKey, TIERS};
@@ -10,6 +10,7 @@ use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// How one holder is fed.
 #[derive(Clone, Debug)]
@@ -26,8 +27,16 @@ pub struct FeederStatus {
     pub hash_mismatch: bool,
     /// Number of the engine's last batch.
     pub last: Option<u64>,
+    /// When its engine was last heard.
+    pub heard: Option<Instant>,
     /// Totals of the link.
     pub counters: Counters,
+    /// Messages of the engine that were no numbered batch.
+    pub malformed: u64,
+    /// What became of the holder since this node took it over.
+    pub totals: HolderTotals,
+    /// Whether the group had what it was told when that was last compared; `None`: not compared yet.
+    pub agrees: Option<bool>,
     /// What became of events.
     pub events: Counts,
     /// Blocks by tier.
@@ -59,7 +68,11 @@ impl FeederStatus {
             space: mirror.space().cloned(),
             hash_mismatch: mirror.mismatch(),
             last: source.as_ref().and_then(|source| source.last),
+            heard: source.as_ref().and_then(|source| source.heard),
             counters: source.as_ref().map(|s| s.counters).unwrap_or_default(),
+            malformed: source.as_ref().map_or(0, |source| source.unreadable),
+            totals: holder.totals(),
+            agrees: holder.agrees(),
             events: *mirror.counts(),
             blocks: *mirror.set().pairs(),
             waiting: holder.waiting(),
@@ -78,7 +91,11 @@ impl FeederStatus {
             space: None,
             hash_mismatch: false,
             last: None,
+            heard: None,
             counters: Counters::default(),
+            malformed: 0,
+            totals: HolderTotals::default(),
+            agrees: None,
             events: Counts::default(),
             blocks: [0; TIERS],
             waiting: 0,

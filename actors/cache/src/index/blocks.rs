@@ -8,7 +8,7 @@ use crate::Tier;
 use parking_lot::MutexGuard;
 
 /// Shards, each with a lock for its writers.
-pub(super) const SHARDS: usize = 64;
+pub const SHARDS: usize = 64;
 /// A block that moves each time a writer looks for it is given up; it takes another writer to move it.
 const ATTEMPTS: usize = 1000;
 

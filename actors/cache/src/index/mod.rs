@@ -41,6 +41,7 @@ mod weights;
 pub(crate) mod wire;
 
 pub use apply::{Applied, Outcome, Refusal};
+pub use blocks::SHARDS;
 pub use delta::{DeltaBatch, Operation, Section};
 pub use digest::{DIGEST_SHARDS, Digest, Digests, Element, ElementMixer};
 pub use expectation::Expected;

@@ -51,7 +51,7 @@ pub struct SourceStatus {
     pub last: Option<u64>,
     /// Totals.
     pub counters: Counters,
-    /// When the last message came.
+    /// When the last message came, by itself or replayed.
     pub heard: Option<Instant>,
     /// Messages of a second connection that says to be the same stream.
     pub foreign: u64,
@@ -228,6 +228,7 @@ impl Hub {
                 payload,
             } => {
                 if let Some(source) = self.sources.get_mut(source) {
+                    source.heard = Some(Instant::now());
                     source.sequencer.replayed(id, seq, payload, now);
                 }
                 vec![source]

@@ -1,5 +1,6 @@
 //! The parameters of `precise-prefix-cache-producer`, and what they say of the engines' events and hashes.
 
+use super::heat::Heat;
 use super::precise::Precise;
 use crate::Tier;
 use crate::index::{CacheIndex, TierWeights};
@@ -129,7 +130,7 @@ fn indexer(
 pub(super) fn build(
     fields: &mut Fields<'_>,
     build: &mut Build<'_>,
-    index: &Arc<CacheIndex>,
+    (index, heat): (&Arc<CacheIndex>, &Arc<Heat>),
     scores: bool,
 ) -> Built {
     let mut needs = CacheNeeds::default();
@@ -153,10 +154,12 @@ pub(super) fn build(
         build.profile("prefill"),
         weights,
         speculative.then_some(ttl),
+        Arc::clone(heat),
     ));
     Built {
         producer: Some(plugin.clone()),
-        on_picked: speculative.then(|| plugin.clone() as Arc<_>),
+        on_picked: Some(plugin.clone()),
+        prefixes: Some(plugin.clone()),
         learner: speculative.then_some(plugin as Arc<_>),
         scorer: scores.then(|| Arc::new(of_own_column(build)) as Arc<_>),
         cache: Some(needs),

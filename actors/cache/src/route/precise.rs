@@ -8,6 +8,7 @@
 
 use super::expected::Untold;
 use super::generation;
+use super::heat::{Heat, PoolHeat};
 use super::keys::KeyCache;
 use super::rows::{RouteRows, Routes, Space};
 use crate::Tier;
@@ -21,8 +22,8 @@ use quorate_routing::pipeline::{
 };
 use quorate_routing::tokens::{Origin, PromptTokens};
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Blocks of a prompt that are looked at: a million tokens in blocks of 16.
@@ -37,9 +38,17 @@ struct Scratch {
     columns: Columns,
     /// Keys of all spaces one after another, and where each space's lie.
     keys: Vec<u64>,
-    spans: Vec<(usize, usize)>,
+    spans: Vec<Span>,
     /// By row.
     found: Vec<Found>,
+}
+
+/// The keys of one space.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    from: usize,
+    to: usize,
+    block_tokens: u32,
 }
 
 /// The best rank of an endpoint.
@@ -87,14 +96,17 @@ impl Counts {
 
 /// See the module's documentation.
 pub(super) struct Precise {
-    index: Arc<CacheIndex>,
+    pub(super) index: Arc<CacheIndex>,
     column: ColumnId,
     prefill: Option<usize>,
-    weights: TierWeights,
+    pub(super) weights: TierWeights,
     /// How long what was picked is expected, in milliseconds; 0: nothing is.
     expected_for: u64,
     cache: KeyCache,
     untold: Untold,
+    heat: Arc<Heat>,
+    /// Its pool's; there from the first pick on.
+    pool: OnceLock<Arc<PoolHeat>>,
     counts: Counts,
     said_unknown_tier: AtomicBool,
 }
@@ -106,6 +118,7 @@ impl Precise {
         prefill: Option<usize>,
         weights: TierWeights,
         expected_for: Option<Duration>,
+        heat: Arc<Heat>,
     ) -> Self {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
@@ -116,13 +129,20 @@ impl Precise {
             expected_for: expected_for.map_or(0, ms),
             cache: KeyCache::new(KEY_CACHE),
             untold: Untold::default(),
+            heat,
+            pool: OnceLock::new(),
             counts: Counts::new(),
             said_unknown_tier: AtomicBool::new(false),
         }
     }
 
     /// Appends the keys of the prompt's whole blocks but the one that its last token lies in: an engine always computes that.
-    fn keys_of(&self, space: &Space, tokens: &PromptTokens, keys: &mut Vec<u64>) -> bool {
+    pub(super) fn keys_of(
+        &self,
+        space: &Space,
+        tokens: &PromptTokens,
+        keys: &mut Vec<u64>,
+    ) -> bool {
         let known = self.cache.known(space.hash, tokens);
         if self.cache.get(known, keys) {
             return true;
@@ -166,13 +186,17 @@ impl Precise {
         for (place, space) in rows.spaces.iter().enumerate() {
             let from = keys.len();
             computable |= self.keys_of(space, tokens, keys);
-            spans.push((from, keys.len()));
+            let block_tokens = space.space.block_tokens();
+            spans.push(Span {
+                from,
+                to: keys.len(),
+                block_tokens,
+            });
             let own = keys.get(from..).unwrap_or_default();
             if own.is_empty() {
                 continue;
             }
             self.index.lookup(own, columns);
-            let block_tokens = space.space.block_tokens();
             if column.total_blocks == 0 {
                 column.block_tokens = block_tokens;
                 column.total_blocks = u32::try_from(own.len()).unwrap_or(u32::MAX);
@@ -254,38 +278,74 @@ impl Precise {
         }
     }
 
-    /// The picked endpoint of a row will soon have the prompt.
-    fn expect(&self, context: &Context<'_>, row: Row, scratch: &mut Scratch) {
-        let Some(endpoint) = context.endpoint(row) else {
-            return;
-        };
+    /// A rank of the row's endpoint, the best one if any has something, with the place of its space.
+    fn holder(
+        &self,
+        context: &Context<'_>,
+        row: Row,
+        scratch: &mut Scratch,
+    ) -> Option<(HolderKey, usize)> {
+        let endpoint = context.endpoint(row)?;
         let found = scratch.found.get(row).copied().unwrap_or_default();
         let holder = match found.key {
             Some(key) => Some((key, found.space)),
             None => scratch.routes.of(context.endpoints, &self.index).first(row),
         };
-        let Some((key, space)) =
-            holder.filter(|(key, _)| key.endpoint == endpoint.spec().incarnation)
-        else {
-            return;
-        };
+        holder.filter(|(key, _)| key.endpoint == endpoint.spec().incarnation)
+    }
+
+    /// The picked endpoint of a row will soon have the prompt.
+    fn expect(&self, holder: (HolderKey, usize), row: Row, now: u64, scratch: &Scratch) {
+        let (key, space) = holder;
+        let found = scratch.found.get(row).copied().unwrap_or_default();
         let span = scratch.spans.get(space).copied().unwrap_or_default();
-        let keys = scratch.keys.get(span.0..span.1).unwrap_or_default();
+        let keys = scratch.keys.get(span.from..span.to).unwrap_or_default();
         if found.announced as usize >= keys.len() {
             return;
         }
         let Some(incarnation) = scratch.columns.incarnation(key) else {
             return;
         };
-        let until = generation(context.now + self.expected_for);
+        let until = generation(now + self.expected_for);
         let expected = self.index.expect(key, incarnation, keys, until);
         if matches!(expected, Expected::Added(1..)) {
             self.untold.add(key.endpoint, key.rank, incarnation, keys);
         }
     }
+
+    /// Counts what the picked endpoint was believed to have.
+    fn count(
+        &self,
+        context: &Context<'_>,
+        row: Row,
+        holder: Option<(HolderKey, usize)>,
+        scratch: &Scratch,
+    ) {
+        let tokens = context.request.tokens;
+        let (Some(endpoint), Some(tokens)) = (context.endpoint(row), tokens) else {
+            return;
+        };
+        if tokens.origin == Origin::Estimate {
+            return;
+        }
+        let found = scratch.found.get(row).copied().unwrap_or_default();
+        let prompt = tokens.ids.len() as u64;
+        endpoint
+            .cache_use()
+            .picked(prompt, found.tokens.min(prompt));
+        let Some(span) = holder.and_then(|(_, space)| scratch.spans.get(space)) else {
+            return;
+        };
+        let keys = scratch.keys.get(span.from..span.to).unwrap_or_default();
+        let cached = found.tokens / u64::from(span.block_tokens.max(1));
+        let cached = u32::try_from(cached).unwrap_or(u32::MAX);
+        let pool = || self.heat.of(&endpoint.spec().pool, context.now);
+        let pool = self.pool.get_or_init(pool);
+        pool.picked(keys, span.block_tokens, cached);
+    }
 }
 
-fn tiers_of(of: &Match) -> TierBlocks {
+pub(super) fn tiers_of(of: &Match) -> TierBlocks {
     let on = |tier: Tier| of.by_tier[tier as usize];
     TierBlocks {
         gpu: on(Tier::Gpu),
@@ -325,8 +385,18 @@ impl OnPicked for Precise {
             .and_then(|profile| stages.best_of(profile))
             .filter(|row| *row != primary);
         SCRATCH.with_borrow_mut(|scratch| {
-            for row in [Some(primary), prefill].into_iter().flatten() {
-                self.expect(context, row, scratch);
+            let holder = self.holder(context, primary, scratch);
+            self.count(context, primary, holder, scratch);
+            if self.expected_for == 0 {
+                return;
+            }
+            if let Some(holder) = holder {
+                self.expect(holder, primary, context.now, scratch);
+            }
+            if let Some(row) = prefill
+                && let Some(holder) = self.holder(context, row, scratch)
+            {
+                self.expect(holder, row, context.now, scratch);
             }
         });
     }

@@ -11,7 +11,9 @@ use parking_lot::Mutex;
 use quorate_routing::config::Fields;
 use quorate_routing::config::registry::{Build, Built};
 use quorate_routing::request::PromptKind;
-use quorate_routing::tokens::{PromptTokens, TokenRequest, TokenSource, Tokenizing};
+use quorate_routing::tokens::{
+    PromptTokens, TokenRequest, TokenSource, Tokenizing, TokenizingOrWhy,
+};
 use quorate_routing::{Endpoint, Target, now_ms};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -267,6 +269,23 @@ impl TokenSource for PoolTokens {
         endpoints: &'a [Arc<Endpoint>],
     ) -> Tokenizing<'a> {
         Box::pin(self.within_budget(request, endpoints))
+    }
+
+    fn tokens_or_why<'a>(
+        &'a self,
+        request: TokenRequest<'a>,
+        endpoints: &'a [Arc<Endpoint>],
+    ) -> TokenizingOrWhy<'a> {
+        Box::pin(async move {
+            let made = match request.info.prompt.kind {
+                PromptKind::None => return Err("the request has no prompt".to_owned()),
+                PromptKind::TokenIds | PromptKind::PackedTokenIds => {
+                    Source::Estimate(Estimate).tokens(request).await
+                }
+                PromptKind::Json | PromptKind::Text => self.make(request, endpoints).await,
+            };
+            made.map_err(|error| error.to_string())
+        })
     }
 }
 

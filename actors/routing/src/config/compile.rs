@@ -12,7 +12,7 @@ use super::{
     ConfigErrors, EndpointPickerConfig, Fields, FlowControlConfig, PluginSpec, ProfilePlugin,
     ProfileSpec,
 };
-use crate::cache::CacheNeeds;
+use crate::cache::{CacheNeeds, PrefixLookup};
 use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
 use crate::pipeline::{Named, Pipeline};
@@ -43,6 +43,8 @@ pub struct CompiledPolicy {
     pub tokens: Option<Arc<dyn TokenSource>>,
     /// What must be known of the engines' caches; `None`: nothing.
     pub cache: Option<Arc<CacheNeeds>>,
+    /// Says what of a prompt the engines have cached; `None`: nobody knows.
+    pub prefixes: Option<Arc<dyn PrefixLookup>>,
     /// What has no effect.
     pub warnings: Vec<Problem>,
 }
@@ -234,6 +236,8 @@ pub(super) fn compile(
         &mut findings,
         |built| built.cache.clone(),
     );
+    let mut prefixes = plugins.built.iter();
+    let prefixes = prefixes.find_map(|(_, built)| built.prefixes.clone());
     if findings.errors.is_empty() {
         Ok(CompiledPolicy {
             scheduler: Arc::new(pipeline),
@@ -244,6 +248,7 @@ pub(super) fn compile(
             learners,
             tokens,
             cache: cache.map(Arc::new),
+            prefixes,
             warnings: findings.warnings,
         })
     } else {

@@ -7,7 +7,7 @@ use super::flow::{FairnessPolicy, OrderingPolicy, SaturationDetector, UsageLimit
 use super::producers::Ledger;
 pub use super::producers::Produces;
 use super::{PluginSpec, ProfileSpec};
-use crate::cache::CacheNeeds;
+use crate::cache::{CacheNeeds, PrefixLookup};
 use crate::learnt::Learner;
 use crate::objective::AgentIdentity;
 use crate::pipeline::{
@@ -56,6 +56,8 @@ pub struct Built {
     pub token_source: Option<Arc<dyn TokenSource>>,
     /// What must be known of the engines' caches.
     pub cache: Option<CacheNeeds>,
+    /// Says what of a prompt the engines have cached.
+    pub prefixes: Option<Arc<dyn PrefixLookup>>,
     /// Used by flow control.
     pub fairness: Option<FairnessPolicy>,
     /// Used by flow control.

@@ -5,6 +5,7 @@
 //! step (Robbins and Monro 1951, on the logarithm): each observation moves the estimate by a bounded step, up or down, so that no
 //! outlier counts for more than any other observation, and a change of the engine is followed within some dozens of requests.
 
+use super::Endpoint;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Which quantile.
@@ -69,6 +70,13 @@ impl PrefillRate {
         if tokens_per_second.is_finite() && tokens_per_second > 0.0 {
             self.store(tokens_per_second.ln() as f32, ENOUGH);
         }
+    }
+}
+
+impl Endpoint {
+    /// How fast it was seen to compute prompts.
+    pub fn prefill_rate(&self) -> &PrefillRate {
+        &self.prefill_rate
     }
 }
 

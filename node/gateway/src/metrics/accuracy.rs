@@ -23,12 +23,16 @@ pub(crate) struct Accuracy {
 /// What was predicted for a request, kept until its engine has spoken.
 pub(crate) struct Predicted {
     accuracy: Arc<Accuracy>,
+    endpoint: Arc<Endpoint>,
     tokens: u64,
 }
 
 impl Predicted {
-    /// The engine found so many tokens of the prompt in its cache.
-    pub fn compare(&self, found: u64) {
+    /// The engine found so many tokens of the prompt in its cache; `prompt`: of how many, if it said so.
+    pub fn compare(&self, found: u64, prompt: Option<u64>) {
+        if let Some(prompt) = prompt {
+            self.endpoint.cache_use().answered(prompt, found);
+        }
         let of = &self.accuracy;
         of.requests.increment(1);
         of.predicted.increment(self.tokens);
@@ -47,10 +51,11 @@ pub(crate) struct Accuracies {
 
 impl Accuracies {
     /// `tokens` were predicted to be cached at the endpoint.
-    pub fn predicted(&self, endpoint: &Endpoint, tokens: u64) -> Predicted {
+    pub fn predicted(&self, endpoint: &Arc<Endpoint>, tokens: u64) -> Predicted {
         let known = self.known.load().get(endpoint.name()).map(Arc::clone);
         Predicted {
             accuracy: known.unwrap_or_else(|| self.add(endpoint)),
+            endpoint: Arc::clone(endpoint),
             tokens,
         }
     }
