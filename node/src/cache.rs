@@ -1,25 +1,37 @@
 //! The map of KV-cache blocks on this node: its replica in the region's `cache` group, and what this node as an owner tells the group.
 
+pub mod desk;
+pub mod exchange;
 pub mod figures;
+pub mod merge;
+pub mod regions;
+mod usage;
+mod wire;
 
 use bytes::Bytes;
+use desk::{CacheDesk, is_followed};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use quorate_cache::feed::actor::{
-    CacheFeeder, FeederHandle, FeederOptions, Log, Proposing, Target, Targets, follows,
+    CacheFeeder, FeederHandle, FeederOptions, Log, Proposing, Target, Targets,
 };
 use quorate_cache::feed::{Asking, Engines, Replicated};
 use quorate_cache::index::{CacheIndex, IndexConfig, Snapshot, SnapshotLoader};
+use quorate_cache::route::CachePlugins;
 use quorate_endpoint::PlaneHandle;
 use quorate_raft::{Cluster, Frozen, Install, Replica, VolatileGroup};
 use quorate_routing::{RoutingView, SharedView};
+use regions::Regions;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use usage::Usage;
 
 /// Longest wait for the group's contents before the node says that it is ready.
 const WARM_WITHIN: Duration = Duration::from_secs(30);
@@ -34,7 +46,8 @@ const MAX_ANSWER: usize = 1 << 20;
 /// The running parts.
 pub struct CacheParts {
     group: VolatileGroup,
-    feeder: FeederHandle,
+    feeder: Arc<FeederHandle>,
+    desk: Arc<CacheDesk>,
     _watching: DropGuard,
 }
 
@@ -47,23 +60,21 @@ impl CacheParts {
         cluster: &Cluster,
         plane: &Arc<PlaneHandle>,
         view: SharedView,
-        index: Arc<CacheIndex>,
-        config: IndexConfig,
+        (index, config): (Arc<CacheIndex>, IndexConfig),
+        plugins: CachePlugins,
     ) -> anyhow::Result<Self> {
         let replica = Arc::new(Replicated::new(Arc::clone(&index), config));
         let group = cluster
             .volatile_group("cache", Arc::new(InGroup(Arc::clone(&replica))))
             .await?;
         let stop = CancellationToken::new();
-        let until = stop.clone();
-        tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(FIGURES);
-            while until.run_until_cancelled(ticks.tick()).await.is_some() {
-                figures::publish(&index);
-            }
-        });
         let (told, targets) = watch::channel(Targets::default());
-        let watching = watch_targets(cluster.node_id(), Arc::clone(plane), view, told);
+        let watching = watch_targets(
+            cluster.node_id(),
+            Arc::clone(plane),
+            Arc::clone(&view),
+            told,
+        );
         let (until, warm) = (stop.clone(), group.clone());
         tokio::spawn(async move {
             // Before that, a holder that is not there may only not have come yet.
@@ -75,17 +86,44 @@ impl CacheParts {
         });
         let feeder = CacheFeeder::start(FeederOptions {
             part: (cluster.node_id() as u32) << 16 | u32::from(fastrand::u16(..)),
-            replica,
+            replica: Arc::clone(&replica),
             log: Arc::new(ThroughGroup(group.clone())),
             engines: Arc::new(OverHttp),
             targets,
         })
         .await?;
+        let feeder = Arc::new(feeder);
+        let desk = Arc::new(CacheDesk {
+            cluster: cluster.clone(),
+            view,
+            regions: Regions::default(),
+            group: group.clone(),
+            replica,
+            feeder: Arc::clone(&feeder),
+            plugins,
+            usage: Mutex::new(Usage::new(Instant::now())),
+        });
+        let (until, noting) = (stop.clone(), Arc::clone(&desk));
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(FIGURES);
+            while until.run_until_cancelled(ticks.tick()).await.is_some() {
+                figures::publish(&index);
+                noting.note();
+            }
+        });
+        let (until, telling) = (stop.clone(), Arc::clone(&desk));
+        tokio::spawn(async move { until.run_until_cancelled(regions::tell(&telling)).await });
         Ok(Self {
             group,
             feeder,
+            desk,
             _watching: stop.drop_guard(),
         })
+    }
+
+    /// What this node answers about caches.
+    pub const fn desk(&self) -> &Arc<CacheDesk> {
+        &self.desk
     }
 
     /// Returns once this node has what the group has, or has waited long enough: a cold map costs prefills, not requests.
@@ -132,7 +170,7 @@ fn targets(view: &RoutingView, is_ours: impl Fn(&str, &str) -> bool) -> Targets 
     let mut owned = Vec::new();
     let mut declared = BTreeSet::new();
     for pool in view.pools() {
-        let needs = pool.policy.cache.as_ref().filter(|needs| follows(needs));
+        let needs = pool.policy.cache.as_ref().filter(|_| is_followed(pool));
         for endpoint in &pool.endpoints {
             let spec = endpoint.spec();
             declared.insert(spec.incarnation);

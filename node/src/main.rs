@@ -10,6 +10,7 @@ mod explain;
 mod grpc;
 mod log;
 mod node;
+mod others;
 mod prometheus;
 mod router;
 mod serve;

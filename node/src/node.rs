@@ -12,6 +12,7 @@ mod usage;
 mod wiring;
 
 use crate::cache::CacheParts;
+use crate::cache::exchange::CacheReceiver;
 use crate::config::{Config, Timing, TlsFiles, advertised};
 use crate::explain::{DecisionReceiver, Desk, FileOptions};
 use crate::{admin, control, grpc, prometheus};
@@ -113,6 +114,7 @@ struct PeerDoors {
     exchange: late::LateExchange,
     usage: usage::UsageReceiver,
     decisions: DecisionReceiver,
+    cache: CacheReceiver,
 }
 
 /// What a node is made from.
@@ -160,7 +162,7 @@ impl Node {
         let index = Arc::new(CacheIndex::new(index_config));
         let plugins = CachePlugins::new(Arc::clone(&index));
         let cache_view = Arc::clone(&view);
-        let expiring = plugins.clone();
+        let (expiring, seen) = (plugins.clone(), plugins.clone());
         let until = control_stop.clone();
         tokio::spawn(async move { until.run_until_cancelled(expiring.expire()).await });
         let plane = EndpointPlane::start(PlaneOptions {
@@ -179,7 +181,7 @@ impl Node {
         })
         .await?;
         let plane = Arc::new(plane);
-        let cache = CacheParts::start(cluster, &plane, cache_view, index, index_config)
+        let cache = CacheParts::start(cluster, &plane, cache_view, (index, index_config), seen)
             .await
             .context("cannot follow the engines' KV caches")?;
         doors.exchange.set(plane.load_receiver());
@@ -196,6 +198,8 @@ impl Node {
         doors
             .decisions
             .open(cluster, wiring::check_caller(cluster), Arc::clone(&desk));
+        let (check_caller, seen) = (wiring::check_caller(cluster), Arc::clone(cache.desk()));
+        doors.cache.open(check_caller, seen);
         let gateway = Gateway::start(config.gateway.clone(), Arc::clone(&shared))?;
         let ext_proc = match config.ext_proc.listen {
             Some(_) => Some(ExtProc::start(
@@ -208,6 +212,7 @@ impl Node {
             cluster: cluster.clone(),
             plane: Arc::clone(&plane),
             decisions: Arc::clone(&desk),
+            cache: Arc::clone(cache.desk()),
             stop: control_stop.clone(),
         });
         let control = tokio::spawn({
@@ -462,7 +467,8 @@ fn raft_options(
     options.extra_services = Some(
         services
             .add_service(doors.usage.server())
-            .add_service(doors.decisions.server()),
+            .add_service(doors.decisions.server())
+            .add_service(doors.cache.server()),
     );
     Ok((options, resources))
 }

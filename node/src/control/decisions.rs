@@ -1,7 +1,8 @@
 //! What became of requests and why, on this node and all others.
 
 use super::{ControlContext, status};
-use crate::explain::{Desk, Query, others};
+use crate::explain::{Desk, Query, client};
+use crate::others::others;
 use quorate_proto::peer::v1::{FindDecisions, SwitchRecording, find_decisions, switch_recording};
 use quorate_proto::v1::{
     DecisionRecords, ExplainRequest, ListDecisionsRequest, NodeRecording, RecordingResponse,
@@ -34,10 +35,14 @@ impl Service {
         };
         let limit = query.limit();
         let own = self.desk(move |desk| desk.find(&query));
-        let theirs = others(&self.context.cluster, |mut client| {
-            let asked = asked.clone();
-            async move { client.find(asked).await }
-        });
+        let theirs = others(
+            &self.context.cluster,
+            |_| true,
+            |channel| {
+                let asked = asked.clone();
+                async move { client(channel).find(asked).await }
+            },
+        );
         let (own, (theirs, silent)) = tokio::join!(own, theirs);
         let mut records = own?;
         let mut answered = vec![self.context.decisions.node().to_owned()];
@@ -65,10 +70,14 @@ impl Service {
             node_id: self.context.cluster.node_id(),
             what: Some(what),
         };
-        let theirs = others(&self.context.cluster, |mut client| {
-            let asked = asked.clone();
-            async move { client.record(asked).await }
-        });
+        let theirs = others(
+            &self.context.cluster,
+            |_| true,
+            |channel| {
+                let asked = asked.clone();
+                async move { client(channel).record(asked).await }
+            },
+        );
         let (own, (theirs, silent)) = tokio::join!(self.desk(own), theirs);
         let mut nodes = vec![own?];
         nodes.extend(theirs.into_iter().map(|(_, report)| report));

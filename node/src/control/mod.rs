@@ -1,9 +1,10 @@
 //! The control API: what operators and tools speak to a node, over gRPC.
 //!
-//! Five services of `quorate.v1` (declared resources, live endpoints, pools, decisions, membership), server reflection and health. A write may
+//! Six services of `quorate.v1` (declared resources, live endpoints, pools, decisions, caches, membership), server reflection and health. A write may
 //! be sent to any node; the consensus layer takes it to the leader. Everything is checked here before it is proposed, so that
 //! bad input costs no log entry.
 
+mod cache;
 mod cluster;
 mod deadline;
 mod decisions;
@@ -17,11 +18,12 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use crate::cache::desk::CacheDesk;
 use crate::explain::Desk;
 use quorate_endpoint::PlaneHandle;
 use quorate_proto::store::v1::Command;
 use quorate_proto::v1::{
-    cluster_server::ClusterServer, decisions_server::DecisionsServer,
+    cache_server::CacheServer, cluster_server::ClusterServer, decisions_server::DecisionsServer,
     endpoints_server::EndpointsServer, pools_server::PoolsServer,
     resources_server::ResourcesServer,
 };
@@ -44,6 +46,8 @@ pub struct ControlContext {
     pub plane: Arc<PlaneHandle>,
     /// Records of requests.
     pub decisions: Arc<Desk>,
+    /// What is known of KV caches.
+    pub cache: Arc<CacheDesk>,
     /// Ends watches, which never end by themselves.
     pub stop: CancellationToken,
 }
@@ -85,6 +89,10 @@ pub fn routes(context: ControlContext) -> Routes {
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(
+            CacheServer::new(cache::Service::new(context.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
             ClusterServer::new(cluster::Service::new(context))
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         );
@@ -109,6 +117,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .with_service_name("quorate.v1.Endpoints")
         .with_service_name("quorate.v1.Pools")
         .with_service_name("quorate.v1.Decisions")
+        .with_service_name("quorate.v1.Cache")
         .with_service_name("quorate.v1.Cluster")
         .with_service_name("grpc.health.v1.Health")
 }

@@ -64,7 +64,8 @@ fn about(code: Code, kind: Kind, name: &str, message: String) -> Status {
     Status::with_error_details(code, message, details)
 }
 
-fn precondition(subject: &str, message: String) -> Status {
+/// The call does not fit the state of things.
+pub fn precondition(subject: &str, message: String) -> Status {
     let details =
         ErrorDetails::with_precondition_failure_violation("STATE", subject, message.clone());
     Status::with_error_details(Code::FailedPrecondition, message, details)

@@ -1,14 +1,18 @@
 //! The services over real sockets, on a cluster of one in memory.
 
+mod cache;
 mod decisions;
 mod live;
 mod resources;
 mod scheduling;
 
 use super::{ControlContext, routes};
+use crate::cache::CacheParts;
 use crate::explain::{Desk, FileOptions};
 use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
+use quorate_cache::index::{CacheIndex, IndexConfig};
+use quorate_cache::route::CachePlugins;
 use quorate_endpoint::{Declare, DeclareError, Declared, DiscoveryOp, EndpointPlane, PlaneOptions};
 use quorate_proto::v1::{
     self, ApplyOutcome, Kind, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
@@ -41,6 +45,8 @@ struct Node {
     cluster: Cluster,
     stop: CancellationToken,
     recorder: Arc<Recorder>,
+    cache: CacheParts,
+    index: Arc<CacheIndex>,
     /// Where files of decisions go.
     data: tempfile::TempDir,
 }
@@ -79,6 +85,12 @@ impl Node {
         options.region = "eu".to_owned();
         let cluster = Cluster::start(options).await.unwrap();
         cluster.ready(Duration::from_secs(20)).await.unwrap();
+        let config = IndexConfig { max_bytes: 1 << 20 };
+        let index = Arc::new(CacheIndex::new(config));
+        let plugins = CachePlugins::new(Arc::clone(&index));
+        let view = Arc::new(ArcSwap::from_pointee(
+            quorate_routing::RoutingView::default(),
+        ));
         let plane = EndpointPlane::start(PlaneOptions {
             node_id: cluster.node_id(),
             instance: cluster.instance().to_owned(),
@@ -87,16 +99,19 @@ impl Node {
             check_caller: Arc::new(|_, _| Ok(())),
             declared: declared(&cluster),
             peers: watch::channel(Vec::new()).1,
-            view: Arc::new(ArcSwap::from_pointee(
-                quorate_routing::RoutingView::default(),
-            )),
+            view: Arc::clone(&view),
             declare: Arc::new(NoDiscovery),
             tls: None,
             timing: quorate_endpoint::Timing::default(),
-            registry: quorate_routing::config::Registry::default(),
+            registry: plugins.register(quorate_routing::config::Registry::default()),
         })
         .await
         .unwrap();
+        let plane = Arc::new(plane);
+        let map = (Arc::clone(&index), config);
+        let cache = CacheParts::start(&cluster, &plane, view, map, plugins)
+            .await
+            .unwrap();
         let recorder = Arc::new(Recorder::new(RecorderOptions {
             capacity: 100,
             max_bytes: 1 << 20,
@@ -112,8 +127,9 @@ impl Node {
         let stop = CancellationToken::new();
         let routes = routes(ControlContext {
             cluster: cluster.clone(),
-            plane: Arc::new(plane),
+            plane,
             decisions,
+            cache: Arc::clone(cache.desk()),
             stop: stop.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -134,6 +150,8 @@ impl Node {
             cluster,
             stop,
             recorder,
+            cache,
+            index,
             data,
         }
     }

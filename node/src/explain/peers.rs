@@ -1,69 +1,21 @@
-//! Asking the other nodes for their records, and answering them.
+//! Records of requests between nodes: the client, and what answers it.
 
 use super::desk::{Desk, Query};
-use futures_util::future::join_all;
+use crate::others::MAX_ANSWER_BYTES;
 use quorate_endpoint::CheckCaller;
 use quorate_proto::peer::v1::decision_exchange_client::DecisionExchangeClient;
 use quorate_proto::peer::v1::decision_exchange_server::{DecisionExchange, DecisionExchangeServer};
 use quorate_proto::peer::v1::{FindDecisions, SwitchRecording, find_decisions, switch_recording};
-use quorate_proto::v1::{DecisionRecords, NodeRecording, SilentNode};
+use quorate_proto::v1::{DecisionRecords, NodeRecording};
 use quorate_raft::Cluster;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-/// How long another node may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Largest answer of another node.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
-
-type Client = DecisionExchangeClient<Channel>;
-
-/// Asks every other node at the same time. What each that answered said, with its name, and who did not.
-pub async fn others<T, F>(
-    cluster: &Cluster,
-    ask: impl Fn(Client) -> F,
-) -> (Vec<(String, T)>, Vec<SilentNode>)
-where
-    F: Future<Output = Result<Response<T>, Status>>,
-{
-    let own = cluster.node_id();
-    let members = cluster.status().members;
-    let others = members.into_iter().filter(|member| member.node_id != own);
-    let asked = join_all(others.map(|member| {
-        let channel = cluster.peer_channel(member.node_id);
-        let answer = channel
-            .map(|channel| ask(Client::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)));
-        async move {
-            let result = match answer {
-                None => Err("its address is not known".to_owned()),
-                Some(answer) => match tokio::time::timeout(PATIENCE, answer).await {
-                    Ok(Ok(answer)) => Ok(answer.into_inner()),
-                    Ok(Err(status)) => Err(status.message().to_owned()),
-                    Err(_) => Err("no answer in time".to_owned()),
-                },
-            };
-            match result {
-                Ok(answer) => Ok((member.name, answer)),
-                Err(why) => Err(SilentNode {
-                    node_id: member.node_id,
-                    name: member.name,
-                    why,
-                }),
-            }
-        }
-    }))
-    .await;
-    let (mut answers, mut silent) = (Vec::new(), Vec::new());
-    for one in asked {
-        match one {
-            Ok(answer) => answers.push(answer),
-            Err(node) => silent.push(node),
-        }
-    }
-    (answers, silent)
+/// A client of another node's records.
+pub fn client(channel: Channel) -> DecisionExchangeClient<Channel> {
+    DecisionExchangeClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 /// Answers other nodes, once this node knows who it is.
