@@ -10,7 +10,8 @@ use std::{
 };
 
 use quorate_proto::v1::{
-    cluster_client, decisions_client, endpoints_client, pools_client, resources_client,
+    cache_client, cluster_client, decisions_client, endpoints_client, pools_client,
+    resources_client,
 };
 use tokio::time::Instant;
 use tonic::{
@@ -44,6 +45,8 @@ pub type Endpoints = endpoints_client::EndpointsClient<Timed>;
 pub type Pools = pools_client::PoolsClient<Timed>;
 /// Client of `quorate.v1.Decisions`.
 pub type Decisions = decisions_client::DecisionsClient<Timed>;
+/// Client of `quorate.v1.Cache`.
+pub type Cache = cache_client::CacheClient<Timed>;
 /// Client of `quorate.v1.Cluster`.
 pub type Cluster = cluster_client::ClusterClient<Timed>;
 
@@ -155,6 +158,11 @@ impl Link {
     /// Records of requests.
     pub fn decisions(&self) -> Decisions {
         Decisions::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// KV caches.
+    pub fn cache(&self) -> Cache {
+        Cache::new(self.timed()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Membership.

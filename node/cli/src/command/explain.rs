@@ -13,7 +13,7 @@ use quorate_routing::explain::RequestRecord;
 use crate::{
     EXIT_CODES, Exit, Failure, Io,
     client::{Client, ClientArgs},
-    manifest::duration,
+    manifest::{Tree, duration},
     output::{Table, plain},
 };
 
@@ -187,6 +187,18 @@ pub(super) fn warn_of_silent(silent: &[SilentNode], io: &mut Io<'_>) -> Result<(
         writeln!(io.err, "warning: {}", silence(node))?;
     }
     Ok(())
+}
+
+/// Who could not be asked, for programs.
+pub(super) fn silent_tree(silent: &[SilentNode]) -> Tree {
+    let node = |node: &SilentNode| {
+        let mut tree = Tree::map();
+        tree.put("nodeId", node.node_id);
+        tree.put("name", node.name.as_str());
+        tree.put("why", node.why.as_str());
+        tree
+    };
+    silent.iter().map(node).collect()
 }
 
 fn silence(node: &SilentNode) -> String {

@@ -1,6 +1,7 @@
 //! The commands and what is common to them.
 
 mod apply;
+mod cache;
 mod certs;
 mod cluster;
 mod completions;
@@ -39,6 +40,8 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     /// Make recorded decisions again under another scheduling config
     Replay(replay::ReplayArgs),
+    /// See what lies in the engines' KV caches, and how well that is known
+    Cache(cache::CacheArgs),
     /// See, compare and take back how pools schedule
     Config(config::ConfigArgs),
     /// See and change who may send requests
@@ -68,6 +71,7 @@ impl Command {
             Self::Endpoint(args) => endpoint::execute(args, io).await,
             Self::Explain(args) => explain::execute(args, io).await,
             Self::Replay(args) => replay::execute(args, io).await,
+            Self::Cache(args) => cache::execute(args, io).await,
             Self::Config(args) => config::execute(args, io).await,
             Self::Tenant(args) => tenant::execute(args, io).await,
             Self::Key(args) => key::execute(args, io).await,

@@ -1,4 +1,4 @@
-// long: one fake server with all three services of the control API.
+// long: one fake server with all services of the control API.
 //! A control API server in memory, with failures on demand.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use futures_util::{Stream, StreamExt as _};
 use quorate_proto::v1::{
     self, ApplyOutcome, ClusterStatusResponse, EndpointStatus, Kind, MembershipResponse, ReadStamp,
-    Resource, WatchResponse, cluster_server, decisions_server,
+    Resource, WatchResponse, cache_server, cluster_server, decisions_server,
     endpoint_status::State as EndpointState, endpoints_server, pools_server, resource::Spec,
     resources_server, watch_response::Type,
 };
@@ -52,6 +52,12 @@ pub struct State {
     pub decisions: v1::DecisionRecords,
     /// Questions for lists of records, as they came in.
     pub listed: Vec<v1::ListDecisionsRequest>,
+    /// What questions about caches are answered with.
+    pub cache_status: v1::CacheStatusResponse,
+    pub cache_lookup: v1::CacheLookupResponse,
+    pub cache_top: v1::CacheTopResponse,
+    /// Prompts that were looked up, as they came in.
+    pub looked_up: Vec<v1::CacheLookupRequest>,
 }
 
 /// A running fake.
@@ -94,6 +100,7 @@ impl Fake {
             .add_service(resources_server::ResourcesServer::new(self.clone()))
             .add_service(endpoints_server::EndpointsServer::new(self.clone()))
             .add_service(decisions_server::DecisionsServer::new(self.clone()))
+            .add_service(cache_server::CacheServer::new(self.clone()))
             .add_service(pools_server::PoolsServer::new(self.clone()))
             .add_service(cluster_server::ClusterServer::new(self.clone()));
         let task = tokio::spawn(async move {

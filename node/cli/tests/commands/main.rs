@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apply;
+mod cache;
 mod certs;
 mod cluster;
 mod decisions;
@@ -190,7 +191,7 @@ async fn every_help_text_and_completion_is_there() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run_with_input(&["completions", shell], b"").await.ok();
         assert!(
-            script.contains("quorate") && script.contains("transfer"),
+            script.contains("quorate") && script.contains("transfer") && script.contains("lookup"),
             "{shell}"
         );
     }
@@ -199,6 +200,9 @@ async fn every_help_text_and_completion_is_there() {
         vec!["get", "--help"],
         vec!["cluster", "--help"],
         vec!["endpoint", "drain", "--help"],
+        vec!["cache", "status", "--help"],
+        vec!["cache", "lookup", "--help"],
+        vec!["cache", "top", "--help"],
     ] {
         let help = run_with_input(&words, b"").await.err;
         assert!(

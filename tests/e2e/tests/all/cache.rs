@@ -6,13 +6,13 @@ use quorate_tests::http::{Client, chat, get, metric, post};
 use quorate_tests::{Fleet, cli, until};
 use std::time::Duration;
 
-const MODEL: &str = "echo-model";
-const SOON: Duration = Duration::from_secs(60);
+pub const MODEL: &str = "echo-model";
+pub const SOON: Duration = Duration::from_secs(60);
 /// Tokens that no whole prompt of this test has: the last block is never looked for, and a question of its own follows the topic.
 const TAIL: f64 = 64.0;
 
 /// The preset, with the tokenizer that the servers have and the algorithm by which they hash.
-async fn config(tokenizer: &str) -> anyhow::Result<String> {
+pub async fn config(tokenizer: &str) -> anyhow::Result<String> {
     let preset = cli::run(&["config", "presets", "precise-prefix"])
         .await?
         .ok()?;
@@ -30,13 +30,13 @@ async fn config(tokenizer: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn prompt(topic: usize, question: usize) -> String {
+pub fn prompt(topic: usize, question: usize) -> String {
     let topic = format!("Topic {topic} is long and has its own words. ").repeat(60);
     format!("{topic} Question {question}.")
 }
 
 /// Asks a server without any router: only its events can tell of it.
-async fn fill(fleet: &Fleet, sim: usize, topic: usize) -> anyhow::Result<()> {
+pub async fn fill(fleet: &Fleet, sim: usize, topic: usize) -> anyhow::Result<()> {
     let body = chat(MODEL, &prompt(topic, 0), 2, false);
     post(fleet.sims[sim].address, "/v1/chat/completions", &body)
         .await?
@@ -45,7 +45,7 @@ async fn fill(fleet: &Fleet, sim: usize, topic: usize) -> anyhow::Result<()> {
 }
 
 /// Asks through a router; gives the server's number, and of the prompt's tokens those that it did not have.
-async fn ask(fleet: &Fleet, router: usize, text: &str) -> anyhow::Result<(usize, f64)> {
+pub async fn ask(fleet: &Fleet, router: usize, text: &str) -> anyhow::Result<(usize, f64)> {
     let mut before = Vec::new();
     for sim in &fleet.sims {
         before.push(sim.stat("requests").await?);
@@ -78,7 +78,7 @@ async fn blocks(fleet: &Fleet, router: usize) -> anyhow::Result<f64> {
 }
 
 /// Waits until these routers' maps have the same, and more than `than`. Gives how much.
-async fn agreed(fleet: &Fleet, routers: &[usize], than: f64) -> anyhow::Result<f64> {
+pub async fn agreed(fleet: &Fleet, routers: &[usize], than: f64) -> anyhow::Result<f64> {
     let mut last = 0.0;
     until("the maps to agree", SOON, async || {
         let before = last;
@@ -102,7 +102,7 @@ async fn agreed(fleet: &Fleet, routers: &[usize], than: f64) -> anyhow::Result<f
     Ok(last)
 }
 
-async fn in_effect(fleet: &Fleet, router: usize) -> anyhow::Result<()> {
+pub async fn in_effect(fleet: &Fleet, router: usize) -> anyhow::Result<()> {
     until("the config to be in effect", SOON, async || {
         let page = get(fleet.routers[router].admin(), "/metrics").await?.text();
         let gauge = metric(

@@ -2,6 +2,7 @@
 
 mod access;
 mod cache;
+mod cache_seen;
 mod clients;
 mod command_line;
 mod control_api;
