@@ -49,7 +49,9 @@ impl Local {
                 .await;
         }
         let prompt = chat::prompt(&request, &self.files)?;
-        if self.files.tokenizer.new_bytes(&prompt.text) <= INLINE_BYTES {
+        if prompt.text.len() <= INLINE_BYTES
+            || self.files.tokenizer.new_bytes(&prompt.text) <= INLINE_BYTES
+        {
             return finish(&request, prompt, &self.files);
         }
         let Prompt {

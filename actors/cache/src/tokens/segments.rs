@@ -1,36 +1,80 @@
 //! Token ids of pieces of text that were tokenized before, bounded by bytes.
 //!
-//! Two generations a shard: what is used moves to the young one; when that is full the old one is dropped. A piece is compared as a
-//! whole, so that no two pieces are ever taken for each other.
+//! Two generations a shard: what is used moves to the young one; when that is full the old one is emptied and takes its place. Texts and ids
+//! lie one after the other in memory that is kept: allocated piece by piece it would be given back to the system and asked for anew all
+//! the time. A piece is compared as a whole, so that no two pieces are ever taken for each other.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const SHARDS: usize = 16;
 /// What an entry costs beside its text and its ids.
 const OVERHEAD: usize = 96;
 
-#[derive(Debug)]
-struct Piece {
-    text: Box<str>,
-    first: bool,
-    ids: Box<[u32]>,
+fn cost(text: &str, ids: &[u32]) -> usize {
+    text.len() + size_of_val(ids) + OVERHEAD
 }
 
-impl Piece {
-    fn cost(&self) -> usize {
-        self.text.len() + 4 * self.ids.len() + OVERHEAD
+/// Where a piece lies in its generation.
+#[derive(Clone, Debug)]
+struct Piece {
+    first: bool,
+    text: Range<usize>,
+    ids: Range<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    pieces: HashMap<u64, Piece>,
+    texts: String,
+    ids: Vec<u32>,
+    cost: usize,
+}
+
+impl Generation {
+    /// The ids of a text.
+    fn ids(&self, key: u64, text: &str, first: bool) -> Option<&[u32]> {
+        let piece = self.pieces.get(&key)?;
+        let same = piece.first == first && self.texts.get(piece.text.clone()) == Some(text);
+        self.ids.get(piece.ids.clone()).filter(|_| same)
+    }
+
+    fn add(&mut self, key: u64, text: &str, first: bool, ids: &[u32]) {
+        let piece = Piece {
+            first,
+            text: self.texts.len()..self.texts.len() + text.len(),
+            ids: self.ids.len()..self.ids.len() + ids.len(),
+        };
+        self.texts.push_str(text);
+        self.ids.extend_from_slice(ids);
+        self.cost += cost(text, ids);
+        self.pieces.insert(key, piece);
+    }
+
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.texts.clear();
+        self.ids.clear();
+        self.cost = 0;
     }
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<u64, Arc<Piece>>,
-    old: HashMap<u64, Arc<Piece>>,
-    young_bytes: usize,
+    young: Generation,
+    old: Generation,
+}
+
+impl Shard {
+    fn make_room(&mut self, cost: usize, most: usize) {
+        if self.young.cost + cost > most {
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+    }
 }
 
 /// The cache of one tokenizer.
@@ -56,61 +100,49 @@ impl Segments {
         xxh3_64_with_seed(text.as_bytes(), self.seed ^ u64::from(first))
     }
 
-    fn find(&self, text: &str, first: bool) -> Option<Arc<Piece>> {
+    /// What `read` makes of the ids of `text`, if it is there.
+    fn find<T>(&self, text: &str, first: bool, read: impl FnOnce(&[u32]) -> T) -> Option<T> {
         let key = self.key(text, first);
         let mut shard = self.shards.get(key as usize % SHARDS)?.lock();
-        let piece = match shard.young.get(&key) {
-            Some(piece) => Arc::clone(piece),
-            None => {
-                let piece = shard.old.remove(&key)?;
-                self.put(&mut shard, key, Arc::clone(&piece));
-                piece
-            }
-        };
-        drop(shard);
-        (piece.first == first && *piece.text == *text).then_some(piece)
-    }
-
-    fn put(&self, shard: &mut Shard, key: u64, piece: Arc<Piece>) {
-        let cost = piece.cost();
-        if shard.young_bytes + cost > self.bytes {
-            shard.old = std::mem::take(&mut shard.young);
-            shard.young_bytes = 0;
+        if let Some(ids) = shard.young.ids(key, text, first) {
+            return Some(read(ids));
         }
-        shard.young_bytes += cost;
-        if let Some(before) = shard.young.insert(key, piece) {
-            shard.young_bytes -= before.cost();
+        let cost = cost(text, shard.old.ids(key, text, first)?);
+        let Shard { young, old } = &mut *shard;
+        if young.cost + cost <= self.bytes {
+            let ids = old.ids(key, text, first)?;
+            young.add(key, text, first, ids);
+            return Some(read(ids));
         }
+        // It would be emptied in what comes next, were it not taken out before.
+        let ids = old.ids(key, text, first)?.to_vec();
+        shard.make_room(cost, self.bytes);
+        shard.young.add(key, text, first, &ids);
+        Some(read(&ids))
     }
 
     /// Puts the ids of `text` behind `out`, if it is there. `first`: it stands at the beginning of a prompt.
     pub fn extend(&self, text: &str, first: bool, out: &mut Vec<u32>) -> bool {
-        match self.find(text, first) {
-            Some(piece) => {
-                out.extend_from_slice(&piece.ids);
-                true
-            }
-            None => false,
-        }
+        self.find(text, first, |ids| out.extend_from_slice(ids))
+            .is_some()
     }
 
     /// `text` is there.
     pub fn contains(&self, text: &str, first: bool) -> bool {
-        self.find(text, first).is_some()
+        self.find(text, first, |_| ()).is_some()
     }
 
     /// Remembers the ids of `text`, unless it is larger than a generation.
     pub fn insert(&self, text: &str, first: bool, ids: &[u32]) {
-        let piece = Piece {
-            text: text.into(),
-            first,
-            ids: ids.into(),
-        };
-        let key = self.key(text, first);
-        if piece.cost() <= self.bytes
+        let (cost, key) = (cost(text, ids), self.key(text, first));
+        if cost <= self.bytes
             && let Some(shard) = self.shards.get(key as usize % SHARDS)
         {
-            self.put(&mut shard.lock(), key, Arc::new(piece));
+            let mut shard = shard.lock();
+            if shard.young.ids(key, text, first).is_none() {
+                shard.make_room(cost, self.bytes);
+                shard.young.add(key, text, first, ids);
+            }
         }
     }
 
@@ -118,8 +150,7 @@ impl Segments {
     pub fn bytes(&self) -> usize {
         let of = |shard: &Mutex<Shard>| {
             let shard = shard.lock();
-            let pieces = shard.young.values().chain(shard.old.values());
-            pieces.map(|piece| piece.cost()).sum::<usize>()
+            shard.young.cost + shard.old.cost
         };
         self.shards.iter().map(of).sum()
     }
