@@ -269,14 +269,26 @@ impl KeySpace {
         hash.digest()
     }
 
+    /// Where an engine loaded an adapter from is part of the names of the adapter's blocks.
+    #[must_use]
+    pub fn hashes_lora_path(&self) -> bool {
+        let form = match &self.inner.scheme {
+            Scheme::Vllm { form, .. } => *form,
+            Scheme::Sglang | Scheme::Own => return false,
+        };
+        form == ExtraForm::Tagged
+    }
+
     /// Appends the keys of a prompt's whole blocks, at most `max_blocks`, from the first on. None for tokens that are an estimate; only
-    /// those before the first guessed item where the tokens are not exact.
+    /// those before the first guessed item where the tokens are not exact. `lora_path` is where the engine says that it loaded the
+    /// prompt's adapter from; it is looked at where [`KeySpace::hashes_lora_path`].
     ///
     /// # Errors
     /// The engine's hashes do not cover what the prompt has, or not in a way that can be computed. Nothing was appended then.
     pub fn keys(
         &self,
         tokens: &PromptTokens,
+        lora_path: Option<&str>,
         max_blocks: usize,
         keys: &mut Vec<u64>,
     ) -> Result<(), NotComputable> {
@@ -294,17 +306,13 @@ impl KeySpace {
             self.own_keys(tokens, ids, keys);
             return Ok(());
         };
-        let tagged = matches!(
-            self.inner.scheme,
-            Scheme::Vllm {
-                form: ExtraForm::Tagged,
-                ..
-            }
-        );
-        if tagged && lora.is_some() {
-            // The adapter's path is hashed as well, and only the engine knows it.
-            return Err(NotComputable::NotCovered);
-        }
+        let adapter = match (lora, lora_path) {
+            (None, _) => None,
+            (Some(name), Some(path)) => Some((name, path)),
+            // Only the engine knows its path.
+            (Some(_), None) if self.hashes_lora_path() => return Err(NotComputable::NotCovered),
+            (Some(name), None) => Some((name, "")),
+        };
         let items: Vec<Item<'_>> = tokens
             .media
             .iter()
@@ -315,7 +323,7 @@ impl KeySpace {
             })
             .collect();
         let extras = PromptExtras {
-            lora: lora.map(|name| (name, "")),
+            lora: adapter,
             salt,
             items: &items,
         };

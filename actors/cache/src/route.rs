@@ -8,6 +8,7 @@ mod expected;
 mod heat;
 mod keys;
 mod looked;
+mod naming;
 mod parameters;
 mod precise;
 mod rows;

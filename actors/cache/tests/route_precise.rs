@@ -10,7 +10,7 @@ use quorate_routing::cache::{EventsFrom, NotLookedUp};
 use quorate_routing::config::EndpointPickerConfig;
 use quorate_routing::pipeline::Column;
 use quorate_routing::tokens::{Origin, PromptTokens};
-use quorate_routing::{Decision, Scheduler, SchedulingRequest, Tried, now_ms};
+use quorate_routing::{Decision, Scheduler, SchedulingRequest, ServedModel, Tried, now_ms};
 use route::{BLOCK, World, registry, tokens};
 
 const SCORED: &str = "- type: prefix-cache-scorer\n";
@@ -385,4 +385,58 @@ fn a_precise_pick_over_100_endpoints_allocates_nothing() {
     (0..3000).for_each(pick);
     let counted = allocation_counter::measure(|| (3000..3100).for_each(pick));
     assert_eq!(counted.count_total, 0);
+}
+
+/// vLLM's newer hashes cover where an adapter was loaded from. Each endpoint says that in its list of models.
+#[test]
+fn an_adapters_blocks_are_named_by_where_each_endpoint_loaded_it_from() {
+    let world = World::new(4, "{speculativeTTL: 60s}", SCORED);
+    let adapter = |root: Option<&str>| {
+        let model = |id: &str, parent: Option<&str>, root: Option<&str>| ServedModel {
+            id: id.into(),
+            parent: parent.map(str::to_owned),
+            root: root.map(str::to_owned),
+            ..ServedModel::default()
+        };
+        vec![model("m", None, Some("/base")), model("a", Some("m"), root)]
+    };
+    let roots = [Some("/one"), Some("/two"), None, Some("/two")];
+    for (endpoint, root) in world.endpoints().iter().zip(roots) {
+        endpoint.set_models(adapter(root));
+    }
+    let mut prompt = tokens(3, 20 * BLOCK + 1);
+    prompt.lora = Some("a".into());
+    let keys = |path| {
+        let mut keys = Vec::new();
+        world
+            .space
+            .keys(&prompt, Some(path), 20, &mut keys)
+            .unwrap();
+        keys
+    };
+    let (one, two) = (keys("/one"), keys("/two"));
+    assert_ne!(one, two);
+    world.store(0, 0, Tier::Gpu, &one[..5]);
+    world.store(1, 0, Tier::Gpu, &two[..7]);
+    // Not this endpoint's: it loaded the adapter from elsewhere, and says nothing of it.
+    world.store(2, 0, Tier::Gpu, &two);
+    world.store(3, 0, Tier::Gpu, &one);
+    let (picked, decision) = world.pick(&prompt);
+    let Column::Prefix { matched, .. } = &decision.produced[0].column else {
+        panic!("{:?}", decision.produced);
+    };
+    assert_eq!((picked, matched.as_slice()), (1, &[5, 7, 0, 0][..]));
+    // What was picked is expected under the endpoint's own names.
+    let (_, decision) = world.pick(&prompt);
+    let Column::Prefix { tiers, .. } = &decision.produced[0].column else {
+        panic!("{:?}", decision.produced);
+    };
+    assert_eq!((tiers[1].gpu, tiers[1].expected), (7, 13));
+    // The same prompt without the adapter is another one.
+    prompt.lora = None;
+    let (_, decision) = world.pick(&prompt);
+    let Column::Prefix { matched, .. } = &decision.produced[0].column else {
+        panic!("{:?}", decision.produced);
+    };
+    assert_eq!(*matched, [0, 0, 0, 0]);
 }

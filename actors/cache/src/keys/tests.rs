@@ -24,7 +24,7 @@ fn space(algorithm: Option<&str>, seed: Option<&str>) -> KeySpace {
 
 fn keys(space: &KeySpace, tokens: &PromptTokens) -> Vec<u64> {
     let mut keys = Vec::new();
-    space.keys(tokens, usize::MAX, &mut keys).unwrap();
+    space.keys(tokens, None, usize::MAX, &mut keys).unwrap();
     keys
 }
 
@@ -54,7 +54,7 @@ fn an_engines_hash_gives_the_key_of_the_prompt() {
         let told: Vec<u64> = hashes.map(|hash| space.key_of_hash(hash)).to_vec();
         assert_eq!(keys(&space, &prompt), told, "{algorithm}");
         let mut one = Vec::new();
-        space.keys(&prompt, 1, &mut one).unwrap();
+        space.keys(&prompt, None, 1, &mut one).unwrap();
         assert_eq!(one, told[..1]);
     }
 }
@@ -122,10 +122,24 @@ fn what_is_not_certain_has_no_keys() {
     prompt.lora = Some("adapter".into());
     let mut out = vec![7];
     assert_eq!(
-        space.keys(&prompt, 9, &mut out),
+        space.keys(&prompt, None, 9, &mut out),
         Err(NotComputable::NotCovered)
     );
     assert_eq!(out, [7]);
+    // With the path it is vLLM's own hash: of `("lora", "my-lora", "/adapters/my-lora")`, blocks 0..16 and 16..32.
+    let mut prompt = tokens((0..40).collect());
+    prompt.lora = Some("my-lora".into());
+    let mut out = Vec::new();
+    let path = Some("/adapters/my-lora");
+    space.keys(&prompt, path, 9, &mut out).unwrap();
+    let named = |hex: &str| space.key_of_hash(u64::from_str_radix(hex, 16).unwrap());
+    // The last eight bytes of 6c108bf8…2b3776 and 1755b7c6…d2d346.
+    assert_eq!(out, [named("c9fc53f5402b3776"), named("499c7f7e7df2d346")]);
+    assert_eq!(
+        space.keys(&tokens((0..16).collect()), path, 9, &mut out),
+        Ok(())
+    );
+    assert_eq!(out.last(), Some(&named("1efea06206ac0749")), "no adapter");
 }
 
 fn any_space() -> impl Strategy<Value = KeySpace> {

@@ -41,8 +41,8 @@ impl KeyCache {
         }
     }
 
-    /// `space` is a hash of the space.
-    pub fn known(&self, space: u64, tokens: &PromptTokens) -> Known {
+    /// `space` is a hash of the space, `lora_path` what enters the prompt's keys besides the tokens.
+    pub fn known(&self, space: u64, lora_path: Option<&str>, tokens: &PromptTokens) -> Known {
         let mut hasher = Xxh3::with_seed(self.seed ^ space);
         hasher.update(bytemuck::cast_slice(&tokens.ids));
         // Each length first, so that nothing can pass for something else.
@@ -51,7 +51,8 @@ impl KeyCache {
             hasher.update(bytes);
         };
         add(&[u8::from(tokens.exact)]);
-        for text in [&tokens.lora, &tokens.salt] {
+        let (lora, salt) = (tokens.lora.as_deref(), tokens.salt.as_deref());
+        for text in [lora, salt, lora_path] {
             match text {
                 Some(text) => add(text.as_bytes()),
                 None => add(b"\xff"),
@@ -147,18 +148,21 @@ mod tests {
                 },
             ),
         ];
-        let known: Vec<Known> = all.iter().map(|(s, t)| cache.known(*s, t)).collect();
+        let known: Vec<Known> = all.iter().map(|(s, t)| cache.known(*s, None, t)).collect();
         for (i, a) in known.iter().enumerate() {
             for (j, b) in known.iter().enumerate() {
                 assert_eq!(i == j, a == b, "{i} {j}");
             }
         }
+        let adapter = tokens(&[1, 2, 3], Some("a"), None);
+        let loaded = ["/a", "/b"].map(|path| cache.known(1, Some(path), &adapter));
+        assert!(loaded[0] != loaded[1] && !known.contains(&loaded[0]));
     }
 
     #[test]
     fn bounded_and_what_is_used_stays() {
         let cache = KeyCache::new(SHARDS * 2 * 8 * 100);
-        let of = |n: u32| cache.known(0, &tokens(&[n], None, None));
+        let of = |n: u32| cache.known(0, None, &tokens(&[n], None, None));
         let mut out = Vec::new();
         cache.put(of(0), &[7; 5]);
         for n in 1..5_000 {

@@ -1,6 +1,7 @@
 //! What the engines have of a prompt, for people: the same names and the same index as in a pick, without one.
 
 use super::heat::prefixes;
+use super::naming::Namings;
 use super::precise::{Precise, tiers_of};
 use super::rows::Routes;
 use crate::index::Columns;
@@ -27,9 +28,14 @@ impl PrefixLookup for Precise {
         let (mut columns, mut keys) = (Columns::new(), Vec::new());
         let mut found = PromptCache::default();
         let mut computable = false;
-        for space in &rows.spaces {
+        let mut namings = Namings::default();
+        namings.find(&rows.spaces, tokens.lora.as_deref(), endpoints);
+        for naming in namings.iter() {
+            let Some(space) = rows.spaces.get(naming.space) else {
+                continue;
+            };
             keys.clear();
-            if !self.keys_of(space, tokens, &mut keys) {
+            if !self.keys_of(space, naming.lora_path, tokens, &mut keys) {
                 continue;
             }
             computable = true;
@@ -42,7 +48,8 @@ impl PrefixLookup for Precise {
                     key,
                 }));
             for (key, of) in holders.iter() {
-                let (Some(row), true) = (rows.row(key), of == Some(&space.space)) else {
+                let row = rows.row(key).filter(|row| naming.is_of(*row));
+                let (Some(row), true) = (row, of == Some(&space.space)) else {
                     continue;
                 };
                 let of = columns.get(key);

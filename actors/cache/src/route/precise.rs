@@ -10,6 +10,7 @@ use super::expected::Untold;
 use super::generation;
 use super::heat::{Heat, PoolHeat};
 use super::keys::KeyCache;
+use super::naming::{Naming, Namings};
 use super::rows::{RouteRows, Routes, Space};
 use crate::Tier;
 use crate::index::{CacheIndex, Columns, Expected, HolderKey, Match, SPECULATIVE, TierWeights};
@@ -36,9 +37,11 @@ const KEY_CACHE: usize = 32 << 20;
 struct Scratch {
     routes: Routes,
     columns: Columns,
-    /// Keys of all spaces one after another, and where each space's lie.
+    /// Keys by all namings one after another.
     keys: Vec<u64>,
     spans: Vec<Span>,
+    /// The ways in which blocks of this prompt are named, and where in `keys` each one's lie, in the same order.
+    namings: Namings,
     /// By row.
     found: Vec<Found>,
 }
@@ -55,8 +58,8 @@ struct Span {
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
     key: Option<HolderKey>,
-    /// Place of its space.
-    space: usize,
+    /// Place of its naming.
+    naming: usize,
     worth: f32,
     /// Tokens that it has, whatever the tier.
     tokens: u64,
@@ -140,17 +143,20 @@ impl Precise {
     pub(super) fn keys_of(
         &self,
         space: &Space,
+        lora_path: Option<&str>,
         tokens: &PromptTokens,
         keys: &mut Vec<u64>,
     ) -> bool {
-        let known = self.cache.known(space.hash, tokens);
+        let known = self.cache.known(space.hash, lora_path, tokens);
         if self.cache.get(known, keys) {
             return true;
         }
         let block = space.space.block_tokens().max(1) as usize;
         let most = tokens.ids.len().saturating_sub(1) / block;
         let from = keys.len();
-        let made = space.space.keys(tokens, most.min(MOST_BLOCKS), keys);
+        let made = space
+            .space
+            .keys(tokens, lora_path, most.min(MOST_BLOCKS), keys);
         if made.is_err() {
             keys.truncate(from);
             return false;
@@ -171,6 +177,7 @@ impl Precise {
             columns,
             keys,
             spans,
+            namings,
             found,
         } = scratch;
         let rows = routes.of(input.endpoints, &self.index);
@@ -182,10 +189,15 @@ impl Precise {
             return;
         }
         found.resize(input.endpoints.len(), Found::default());
+        namings.find(&rows.spaces, tokens.lora.as_deref(), input.endpoints);
         let mut computable = false;
-        for (place, space) in rows.spaces.iter().enumerate() {
+        for (place, naming) in namings.iter().enumerate() {
             let from = keys.len();
-            computable |= self.keys_of(space, tokens, keys);
+            let Some(space) = rows.spaces.get(naming.space) else {
+                spans.push(Span::default());
+                continue;
+            };
+            computable |= self.keys_of(space, naming.lora_path, tokens, keys);
             let block_tokens = space.space.block_tokens();
             spans.push(Span {
                 from,
@@ -202,7 +214,8 @@ impl Precise {
                 column.total_blocks = u32::try_from(own.len()).unwrap_or(u32::MAX);
                 column.with_tiers();
             }
-            self.fill(rows, (place, block_tokens), columns, found, column);
+            let of = (place, naming, block_tokens);
+            self.fill(rows, of, columns, found, column);
         }
         match (computable, column.any_hit()) {
             (false, _) => self.counts.not_computable.increment(1),
@@ -211,11 +224,11 @@ impl Precise {
         }
     }
 
-    /// Writes what the holders of one space have into the rows of their endpoints.
+    /// Writes what the holders of one naming have into the rows of their endpoints.
     fn fill(
         &self,
         rows: &RouteRows,
-        (space, block_tokens): (usize, u32),
+        (place, naming, block_tokens): (usize, Naming<'_>, u32),
         columns: &Columns,
         found: &mut [Found],
         column: &mut PrefixColumn,
@@ -228,7 +241,9 @@ impl Precise {
         };
         let same = block_tokens == column_tokens;
         for (key, of) in columns.iter() {
-            let Some(row) = rows.row(key) else { continue };
+            let Some(row) = rows.row(key).filter(|row| naming.is_of(*row)) else {
+                continue;
+            };
             let Some(best) = found.get_mut(row) else {
                 continue;
             };
@@ -257,7 +272,7 @@ impl Precise {
             }
             *best = Found {
                 key: Some(key),
-                space,
+                naming: place,
                 worth,
                 tokens,
                 announced: of.announced(),
@@ -288,17 +303,20 @@ impl Precise {
         let endpoint = context.endpoint(row)?;
         let found = scratch.found.get(row).copied().unwrap_or_default();
         let holder = match found.key {
-            Some(key) => Some((key, found.space)),
-            None => scratch.routes.of(context.endpoints, &self.index).first(row),
+            Some(key) => Some((key, found.naming)),
+            None => {
+                let first = scratch.routes.of(context.endpoints, &self.index).first(row);
+                first.and_then(|(key, space)| Some((key, scratch.namings.place(space, row)?)))
+            }
         };
         holder.filter(|(key, _)| key.endpoint == endpoint.spec().incarnation)
     }
 
     /// The picked endpoint of a row will soon have the prompt.
     fn expect(&self, holder: (HolderKey, usize), row: Row, now: u64, scratch: &Scratch) {
-        let (key, space) = holder;
+        let (key, naming) = holder;
         let found = scratch.found.get(row).copied().unwrap_or_default();
-        let span = scratch.spans.get(space).copied().unwrap_or_default();
+        let span = scratch.spans.get(naming).copied().unwrap_or_default();
         let keys = scratch.keys.get(span.from..span.to).unwrap_or_default();
         if found.announced as usize >= keys.len() {
             return;
@@ -367,6 +385,7 @@ impl DataProducer for Precise {
             // What an earlier pick left must not be taken for this one's.
             scratch.found.clear();
             scratch.spans.clear();
+            scratch.namings.clear();
             match input.request.tokens {
                 None => self.counts.no_tokens.increment(1),
                 Some(tokens) if tokens.origin == Origin::Estimate => {

@@ -129,7 +129,7 @@ impl World {
     pub fn keys(&self, prompt: &PromptTokens) -> Vec<u64> {
         let mut keys = Vec::new();
         let blocks = (prompt.ids.len() - 1) / BLOCK;
-        self.space.keys(prompt, blocks, &mut keys).unwrap();
+        self.space.keys(prompt, None, blocks, &mut keys).unwrap();
         keys
     }
 
@@ -148,7 +148,7 @@ impl World {
     ) -> usize {
         let space = space(block);
         let mut keys = Vec::new();
-        space.keys(prompt, blocks, &mut keys).unwrap();
+        space.keys(prompt, None, blocks, &mut keys).unwrap();
         self.store_in(endpoint, 0, Tier::Gpu, &keys, &space);
         keys.len()
     }

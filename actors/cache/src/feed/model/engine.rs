@@ -152,7 +152,7 @@ impl Engine {
                 exact: true,
             };
             let mut keys = Vec::new();
-            space.keys(&prompt, usize::MAX, &mut keys).unwrap();
+            space.keys(&prompt, None, usize::MAX, &mut keys).unwrap();
             *keys.last().unwrap()
         };
         self.held.iter().map(key).collect()
