@@ -161,6 +161,9 @@ impl Node {
         };
         let index = Arc::new(CacheIndex::new(index_config));
         let plugins = CachePlugins::new(Arc::clone(&index));
+        if keeps_files {
+            plugins.keep_tokenizers_in(config.node.data_dir.join("tokenizers"));
+        }
         let cache_view = Arc::clone(&view);
         let (expiring, seen) = (plugins.clone(), plugins.clone());
         let until = control_stop.clone();

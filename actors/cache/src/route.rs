@@ -7,6 +7,7 @@
 mod expected;
 mod heat;
 mod keys;
+mod local;
 mod looked;
 mod naming;
 mod parameters;
@@ -26,6 +27,7 @@ use metrics::{Unit, describe_counter, describe_histogram};
 use quorate_routing::config::registry::Build;
 use quorate_routing::config::{Fields, Registry};
 use quorate_routing::now_ms;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +42,10 @@ pub fn describe_metrics() {
     describe_counter!(
         "quorate_tokens_total",
         "Prompts to be tokenized before the pick, by what came of it."
+    );
+    describe_counter!(
+        "quorate_tokenizer_files_total",
+        "Times that a model's files were read or fetched, by what came of it."
     );
     describe_histogram!(
         "quorate_tokens_seconds",
@@ -81,6 +87,11 @@ impl CachePlugins {
             models: Arc::new(Models::new(TOKENIZER_CACHE, TemplateLimits::default())),
             heat: Arc::default(),
         }
+    }
+
+    /// Files of tokenizers that are fetched are kept in this folder.
+    pub fn keep_tokenizers_in(&self, directory: PathBuf) {
+        self.models.keep_in(directory);
     }
 
     /// Adds them to what configurations may name.

@@ -9,23 +9,30 @@
 //! blocking thread once there is more than [`INLINE_BYTES`] of it, at most one job a core at a time.
 
 mod byte_level;
-pub mod chat;
+mod chat;
 mod clock;
 mod content;
 mod engine;
 mod estimate;
+mod fetch;
 mod files;
 mod local;
 mod media;
+mod messages;
+mod probe;
+mod prompt;
 mod python;
+mod responses;
 mod segments;
+mod store;
 mod template;
 mod text;
 
 pub use content::ContentFormat;
 pub use engine::Engine;
 pub use estimate::Estimate;
-pub use files::{ModelFiles, Models};
+pub use fetch::FileServer;
+pub use files::{ModelFiles, Models, Raw};
 pub use local::{INLINE_BYTES, Local};
 pub use media::{Media, Placeholders};
 pub use template::{ChatTemplate, TemplateLimits};
@@ -103,7 +110,7 @@ impl Source {
     /// # Errors
     /// [`TokenError`] of the last source that was tried. An [`Estimate`] at the end never fails.
     pub async fn tokens(&self, request: Request<'_>) -> Result<PromptTokens, TokenError> {
-        if let Some(given) = chat::given(&request) {
+        if let Some(given) = prompt::given(&request) {
             return Ok(given);
         }
         let mut source = self;

@@ -136,6 +136,10 @@ fn what_is_wrong_is_said() {
         ("{vllm: {url: 'a:1'}}", "does not begin with"),
         ("{vllm: {}, endpoints: {}}", "excludes `vllm`"),
         ("{local: {}}", "is required"),
+        ("{local: {url: 'https://a/b'}}", "must begin with http://"),
+        ("{local: {url: 'http://a/{host}'}}", "is not plain"),
+        ("{local: {url: 'http://x{host}/'}}", "place of the host"),
+        ("{local: {url: 'http://a', directory: /b}}", "excludes"),
         ("{endpoints: {timeout: 0s}}", "more than 0"),
         ("{locall: {directory: a}}", "is not known"),
     ] {

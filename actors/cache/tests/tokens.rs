@@ -396,3 +396,34 @@ async fn an_engine_tokenizes_and_when_it_cannot_somebody_else_does() {
     let engine = Engine::new(silent, Duration::from_millis(50));
     assert_eq!(engine.tokens(request).await, Err(TokenError::Timeout));
 }
+
+#[tokio::test]
+async fn other_apis_are_rendered_by_engines_that_have_a_path_for_them() {
+    let address = engine(vec![
+        ("/v1/messages/render", 200, json!({"token_ids": [4, 2]})),
+        ("/v1/responses/render", 200, json!({"token_ids": [5]})),
+        ("/v1/messages/render", 404, json!({})),
+    ])
+    .await;
+    let engine = Engine::new(address, Duration::from_secs(20));
+    let messages = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
+    let responses = r#"{"model":"m","input":"hi","previous_response_id":"r"}"#;
+    for (api, body, wanted) in [
+        (Api::Messages, messages, Some(&[4, 2][..])),
+        (Api::Responses, responses, Some(&[5][..])),
+        // `/tokenize` is not asked instead: it would read the body as a chat.
+        (Api::Messages, messages, None),
+    ] {
+        let info = RequestInfo::parse(api, body.as_bytes()).unwrap();
+        let request = Request {
+            info: &info,
+            body: body.as_bytes(),
+            lora: None,
+        };
+        match (engine.tokens(request).await, wanted) {
+            (Ok(tokens), Some(wanted)) => assert_eq!(&tokens.ids[..], wanted),
+            (Err(TokenError::Unsupported(_)), None) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -9,10 +9,13 @@ mod support;
 
 use quorate_cache::events::{Batch, Event, decode};
 use quorate_cache::hash::{Algorithm, ExtraForm, Hasher, PromptExtras, VLLM_SEED};
+use quorate_cache::keys::{KeySpace, Scheme};
 use quorate_cache::link::{
     Direction, LinkConfig, LinkEvent, ReplayAt, Subscriber, vllm_event_sources,
 };
-use quorate_cache::tokens::{Local, Models, Request, TemplateLimits};
+use quorate_cache::tokens::{
+    FileServer, Local, Models, Origin, PromptTokens, Request, TemplateLimits,
+};
 use quorate_routing::request::{Api, RequestInfo};
 use quorate_sim::{KvEventsConfig, Mode, ModelTokenizer, Sim, write_tokenizer};
 use serde_json::{Value, json};
@@ -43,9 +46,13 @@ async fn engine(directory: &Path, mode: Mode) -> Sim {
 
 /// What a router makes of a chat with the same files.
 fn router_tokens(directory: &Path, body: &Value) -> Vec<u32> {
+    tokens_of(Api::Chat, directory, body)
+}
+
+fn tokens_of(api: Api, directory: &Path, body: &Value) -> Vec<u32> {
     let files = Models::new(1 << 20, TemplateLimits::default()).load(directory);
     let body = body.to_string();
-    let info = RequestInfo::parse(Api::Chat, body.as_bytes()).unwrap();
+    let info = RequestInfo::parse(api, body.as_bytes()).unwrap();
     let request = Request {
         info: &info,
         body: body.as_bytes(),
@@ -187,4 +194,99 @@ async fn every_api_speaks_the_model_s_tokens() {
     let ids = json!({"model": "sim-model", "prompt": tokens, "max_tokens": 1});
     let answer = post(sim.addr(), "/v1/completions", &ids).await.json();
     assert_eq!(answer["usage"]["prompt_tokens"], tokens.len());
+}
+
+/// Requests of other APIs become the conversation that a router makes of them, tool calls and all.
+#[tokio::test]
+async fn other_apis_have_the_tokens_that_a_router_makes() {
+    let directory = folder("chatml");
+    let sim = engine(&directory, Mode::Random).await;
+    let messages = json!({
+        "model": "sim-model", "max_tokens": 1, "system": [{"type": "text", "text": "You are brief."}],
+        "tools": [{"name": "look", "input_schema": {"properties": {"where": {"type": "string"}}}}],
+        "messages": [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "look", "input": {"where": "up"}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "nothing"}, {"type": "text", "text": "And?"}]},
+        ],
+    });
+    let responses = json!({
+        "model": "sim-model", "max_output_tokens": 1, "instructions": "You are brief.",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": QUESTION}]},
+            {"type": "function_call", "call_id": "t", "name": "look", "arguments": "{\"where\": \"up\"}"},
+            {"type": "function_call_output", "call_id": "t", "output": "nothing"},
+        ],
+    });
+    for (api, path, body) in [
+        (Api::Messages, "/v1/messages", messages),
+        (Api::Responses, "/v1/responses", responses),
+    ] {
+        let answer = post(sim.addr(), path, &body).await.json();
+        let tokens = tokens_of(api, &directory, &body);
+        assert_eq!(answer["usage"]["input_tokens"], tokens.len(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn its_files_can_be_fetched() {
+    let directory = folder("chatml");
+    let sim = engine(&directory, Mode::Random).await;
+    let models = Models::new(1 << 20, TemplateLimits::default());
+    let url = format!("http://{}/sim/tokenizer", sim.addr());
+    let server = FileServer::parse(&url).unwrap();
+    let fetched = models.fetch(&server, None, None).await.unwrap();
+    let fetched = models.of(&fetched).unwrap();
+    assert!(Arc::ptr_eq(&fetched, &models.load(&directory).unwrap()));
+    let info = get(sim.addr(), "/tokenizer_info").await.json();
+    assert_eq!(info["eos_token"], "<|im_end|>");
+    let template = std::fs::read_to_string(directory.join("chat_template.jinja"));
+    assert_eq!(info["chat_template"], template.unwrap());
+    let without = start(|_| {}).await;
+    for path in ["/tokenizer_info", "/sim/tokenizer/tokenizer.json"] {
+        assert_eq!(get(without.addr(), path).await.status, 404);
+    }
+}
+
+/// The newer hashes cover where an adapter was loaded from, and the list of models says where that was.
+#[tokio::test]
+async fn an_adapters_blocks_are_named_with_what_the_list_of_models_says() {
+    let directory = folder("chatml");
+    let sim = engine(&directory, Mode::Random).await;
+    let load = json!({"lora_name": "a", "lora_path": "/adapters/a"});
+    let loaded = post(sim.addr(), "/v1/load_lora_adapter", &load).await;
+    assert_eq!(loaded.status, 200);
+    let mut body = chat(&[("user", QUESTION)]);
+    body["model"] = json!("a");
+    body["max_tokens"] = json!(1);
+    let answer = post(sim.addr(), "/v1/chat/completions", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let models = get(sim.addr(), "/v1/models").await.json();
+    let listed = models["data"].as_array().unwrap();
+    let adapter = listed.iter().find(|model| model["id"] == "a").unwrap();
+    let space = KeySpace::new(
+        "m",
+        16,
+        Scheme::of(Some("sha256_cbor"), None, ExtraForm::Tagged),
+    );
+    let prompt = PromptTokens {
+        ids: router_tokens(&directory, &body).into(),
+        media: Vec::new(),
+        lora: Some("a".into()),
+        salt: None,
+        origin: Origin::Local,
+        exact: true,
+    };
+    let mut keys = Vec::new();
+    let space = space.unwrap();
+    space
+        .keys(&prompt, adapter["root"].as_str(), 100, &mut keys)
+        .unwrap();
+    let held = published(&sim).await;
+    let held: BTreeSet<u64> = held.iter().map(|hash| space.key_of_hash(*hash)).collect();
+    assert!(keys.len() > 1);
+    assert!(
+        keys.iter().all(|key| held.contains(key)),
+        "{keys:?} {held:?}"
+    );
 }

@@ -1,11 +1,11 @@
 //! `token-producer`: from where a pool's requests get their tokens, before the pick.
 //!
-//! Prompts that are token ids need nobody. Else the model's own files are used where a directory is given, and where those cannot
+//! Prompts that are token ids need nobody. Else the model's own files are used where `local` says where they are, and where those cannot
 //! do it (an item that is no text, a template of the request's own) or none are given, an engine: the one at a URL, or the pool's
 //! endpoints in turn. A request that gets no tokens in time goes on without.
 
-use crate::tokens::{Engine, Estimate, Local, Models, Request, Source, TokenError};
-use arc_swap::ArcSwapOption;
+use super::local::{Files, LocalModel};
+use crate::tokens::{Engine, Estimate, FileServer, Models, Request, Source, TokenError};
 use metrics::{Counter, Histogram, counter, histogram};
 use parking_lot::Mutex;
 use quorate_routing::config::Fields;
@@ -16,14 +16,11 @@ use quorate_routing::tokens::{
 };
 use quorate_routing::{Endpoint, Target, now_ms};
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// A model whose files could not be read is looked at again after so long (ms).
-const LOAD_AGAIN_MS: u64 = 30_000;
 /// So many slow failures one after another, and engines are not asked for a while (ms).
 const FAILURES: u32 = 3;
 const PAUSE_MS: u64 = 1_000;
@@ -39,44 +36,6 @@ const MOST_CLIENTS: usize = 4096;
 struct Budget {
     text: Duration,
     media: Duration,
-}
-
-/// A model's files that are read when they are first needed, beside the request path.
-struct LocalModel {
-    directory: PathBuf,
-    models: Arc<Models>,
-    ready: ArcSwapOption<Local>,
-    loading: AtomicBool,
-    /// When it may be tried again.
-    again_at: AtomicU64,
-}
-
-impl LocalModel {
-    /// The model, if it is there by now.
-    fn get(self: &Arc<Self>) -> Option<Arc<Local>> {
-        if let Some(ready) = &*self.ready.load() {
-            return Some(Arc::clone(ready));
-        }
-        if now_ms() >= self.again_at.load(Relaxed) && !self.loading.swap(true, Relaxed) {
-            let this = Arc::clone(self);
-            tokio::task::spawn_blocking(move || this.load());
-        }
-        None
-    }
-
-    fn load(&self) {
-        match self.models.load(&self.directory) {
-            Ok(files) => {
-                tracing::info!(directory = %self.directory.display(), "tokenizer loaded");
-                self.ready.store(Some(Arc::new(Local::new(files))));
-            }
-            Err(error) => {
-                tracing::error!(%error, "the tokenizer's files cannot be used");
-                self.again_at.store(now_ms() + LOAD_AGAIN_MS, Relaxed);
-            }
-        }
-        self.loading.store(false, Relaxed);
-    }
 }
 
 /// Engines that tokenize.
@@ -183,7 +142,7 @@ impl PoolTokens {
         request: Request<'_>,
         endpoints: &[Arc<Endpoint>],
     ) -> Result<PromptTokens, TokenError> {
-        if let Some(local) = self.local.as_ref().and_then(LocalModel::get) {
+        if let Some(local) = self.local.as_ref().and_then(|local| local.get(endpoints)) {
             match local.tokens(request).await {
                 Ok(tokens) => {
                     self.counts.local.increment(1);
@@ -259,7 +218,7 @@ impl PoolTokens {
 impl TokenSource for PoolTokens {
     fn prepare(&self) {
         if let Some(local) = &self.local {
-            local.get();
+            local.get(&[]);
         }
     }
 
@@ -286,6 +245,24 @@ impl TokenSource for PoolTokens {
             };
             made.map_err(|error| error.to_string())
         })
+    }
+}
+
+/// `local`: where the model's files are.
+fn files(fields: &mut Fields<'_>) -> Option<Files> {
+    let Some(url) = fields.text("url") else {
+        let directory = fields.required_text("directory");
+        return Some(Files::Directory(directory.into()));
+    };
+    if fields.text("directory").is_some() {
+        fields.error("url", "excludes `directory`");
+    }
+    match FileServer::parse(&url) {
+        Ok(server) => Some(Files::Served(server)),
+        Err(problem) => {
+            fields.error("url", problem);
+            None
+        }
     }
 }
 
@@ -323,7 +300,7 @@ pub(super) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>, models: &Arc
         }
     });
     let second = Duration::from_secs(1);
-    let directory = fields.object_if("local", |fields| fields.required_text("directory"));
+    let files = fields.object_if("local", files);
     let url = fields.object_if("vllm", |fields| {
         let url = fields.text("url");
         let url = url.as_deref().unwrap_or("http://localhost:8000");
@@ -345,13 +322,13 @@ pub(super) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>, models: &Arc
         fields.error("endpoints", "excludes `vllm`");
     }
     let wanted = build.wants_tokens();
-    if estimate && wanted && url.is_none() && pool.is_none() && directory.is_none() {
+    if estimate && wanted && url.is_none() && pool.is_none() && files.is_none() {
         fields.warn(
             "estimate",
             "estimates never equal an engine's tokens: nothing of a prompt will be found in a cache",
         );
     }
-    let none = url.is_none() && directory.is_none() && !estimate;
+    let none = url.is_none() && files.is_none() && !estimate;
     let pool = pool.or((none && wanted).then_some(Budget {
         text: second,
         media: 10 * second,
@@ -381,18 +358,12 @@ pub(super) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>, models: &Arc
         }
     };
     // Without exact tokens to make, only prompts that are token ids have any.
-    if remote.is_none() && directory.is_none() && !wanted {
+    if remote.is_none() && files.is_none() && !wanted {
         return Built::default();
     }
-    let local = directory.map(|directory| {
-        Arc::new(LocalModel {
-            directory: directory.into(),
-            models: Arc::clone(models),
-            ready: ArcSwapOption::empty(),
-            loading: AtomicBool::new(false),
-            again_at: AtomicU64::new(0),
-        })
-    });
+    let local = files
+        .flatten()
+        .map(|files| LocalModel::new(files, Arc::clone(models)));
     Built {
         token_source: Some(Arc::new(PoolTokens {
             local,

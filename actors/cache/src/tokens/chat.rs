@@ -1,154 +1,95 @@
 //! A request's body as the variables of a chat template, made as vLLM makes them before the template sees them.
 
 use super::media::Media;
-use super::{ContentFormat, ModelFiles, Origin, PromptTokens, Request, TokenError, made};
+use super::prompt::Prompt;
+use super::{ContentFormat, ModelFiles, TokenError};
 use minijinja::Value;
 use minijinja::value::ValueKind;
-use quorate_routing::request::{Api, MediaKind, PromptKind};
+use quorate_routing::request::MediaKind;
 use serde::Deserialize;
 
-/// The prompt that a request's tokens are made of.
-#[derive(Debug)]
-pub(super) struct Prompt {
-    pub text: String,
-    /// The tokenizer adds its own special tokens.
-    pub special: bool,
-    pub media: Vec<Media>,
+/// With it Claude Code begins a system text whose first line is another one in each request. vLLM leaves that line out.
+pub(super) const BILLING_HEADER: &str = "x-anthropic-billing-header";
+
+/// A conversation, as a chat request has it or as one of another API becomes it.
+#[derive(Default, Deserialize)]
+pub(super) struct ChatBody {
+    pub messages: Vec<Message>,
+    #[serde(default)]
+    pub tools: Option<Vec<Value>>,
+    #[serde(default)]
+    pub documents: Option<Value>,
+    #[serde(default)]
+    pub add_generation_prompt: Option<bool>,
+    #[serde(default)]
+    pub continue_final_message: Option<bool>,
+    #[serde(default)]
+    pub add_special_tokens: Option<bool>,
+    #[serde(default)]
+    pub chat_template_kwargs: Option<Value>,
+    #[serde(default)]
+    pub reasoning_effort: Option<Value>,
+    #[serde(default)]
+    pub chat_template: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    pub truncate_prompt_tokens: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    pub mm_processor_kwargs: Option<serde::de::IgnoredAny>,
 }
 
-/// The tokens of a request that has them already.
-pub(super) fn given(request: &Request<'_>) -> Option<PromptTokens> {
-    let prompt = &request.info.prompt;
-    let ids = match prompt.kind {
-        PromptKind::TokenIds => {
-            let piece = prompt.pieces(request.body).next()?;
-            // The closing bracket is not part of it.
-            serde_json::from_slice(&[piece, b"]"].concat()).ok()?
+/// One message of it.
+#[derive(Default, Deserialize)]
+pub(super) struct Message {
+    pub role: String,
+    #[serde(default)]
+    pub content: Option<Value>,
+    #[serde(default)]
+    pub name: Option<Value>,
+    #[serde(default)]
+    pub tool_calls: Option<Vec<Value>>,
+    /// Their members stand as they are to be written.
+    #[serde(skip)]
+    pub calls_in_order: bool,
+    #[serde(default)]
+    pub tool_call_id: Option<Value>,
+    #[serde(default)]
+    pub reasoning: Option<Value>,
+    #[serde(default)]
+    pub task: Option<Value>,
+    #[serde(default)]
+    pub tools: Option<Value>,
+}
+
+impl Message {
+    /// Said by `role`, nothing in it yet.
+    pub fn of(role: &str) -> Self {
+        Self {
+            role: role.to_owned(),
+            ..Self::default()
         }
-        PromptKind::PackedTokenIds => {
-            let mut ids = Vec::new();
-            for piece in prompt.pieces(request.body) {
-                let (mut id, mut shift) = (0u64, 0);
-                for byte in piece {
-                    id |= u64::from(byte & 0x7f).checked_shl(shift)?;
-                    shift += 7;
-                    if byte & 0x80 == 0 {
-                        ids.push(u32::try_from(id).ok()?);
-                        (id, shift) = (0, 0);
-                    }
-                }
-            }
-            ids
+    }
+
+    /// Said by `role`.
+    pub fn said(role: &str, content: Value) -> Self {
+        Self {
+            content: Some(content),
+            ..Self::of(role)
         }
-        _ => return None,
-    };
-    Some(made(request, ids, Origin::Given))
-}
-
-#[derive(Deserialize)]
-struct ChatBody {
-    messages: Vec<Message>,
-    #[serde(default)]
-    tools: Option<Vec<Value>>,
-    #[serde(default)]
-    documents: Option<Value>,
-    #[serde(default)]
-    add_generation_prompt: Option<bool>,
-    #[serde(default)]
-    continue_final_message: Option<bool>,
-    #[serde(default)]
-    add_special_tokens: Option<bool>,
-    #[serde(default)]
-    chat_template_kwargs: Option<Value>,
-    #[serde(default)]
-    reasoning_effort: Option<Value>,
-    #[serde(default)]
-    chat_template: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    truncate_prompt_tokens: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    mm_processor_kwargs: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    role: String,
-    #[serde(default)]
-    content: Option<Value>,
-    #[serde(default)]
-    name: Option<Value>,
-    #[serde(default)]
-    tool_calls: Option<Vec<Value>>,
-    #[serde(default)]
-    tool_call_id: Option<Value>,
-    #[serde(default)]
-    reasoning: Option<Value>,
-    #[serde(default)]
-    task: Option<Value>,
-    #[serde(default)]
-    tools: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct CompletionBody {
-    prompt: serde_json::Value,
-    #[serde(default)]
-    add_special_tokens: Option<bool>,
-    #[serde(default)]
-    truncate_prompt_tokens: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    suffix: Option<String>,
-}
-
-/// The text that will be tokenized for a request.
-pub(super) fn prompt(request: &Request<'_>, files: &ModelFiles) -> Result<Prompt, TokenError> {
-    match request.info.api {
-        Api::Chat | Api::ChatRender => chat(request.body, files),
-        Api::Completions | Api::CompletionsRender => completion(request.body),
-        Api::SglangGenerate => {
-            #[derive(Deserialize)]
-            struct Body {
-                text: String,
-            }
-            let body: Body = read(request.body)?;
-            Ok(plain(body.text, true))
-        }
-        _ => Err(TokenError::Unsupported("this API")),
     }
 }
 
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, TokenError> {
-    serde_json::from_slice(body).map_err(|e| TokenError::Request(e.to_string()))
+/// A member of a map; undefined where there is none.
+pub(super) fn member(map: &Value, name: &str) -> Value {
+    map.get_attr(name).unwrap_or_default()
 }
 
-fn plain(text: String, special: bool) -> Prompt {
-    Prompt {
-        text,
-        special,
-        media: Vec::new(),
-    }
-}
-
-fn completion(body: &[u8]) -> Result<Prompt, TokenError> {
-    let body: CompletionBody = read(body)?;
-    if body.truncate_prompt_tokens.is_some() || body.suffix.is_some_and(|s| !s.is_empty()) {
+/// What the model's template makes of a conversation.
+pub(super) fn render(body: ChatBody, files: &ModelFiles) -> Result<Prompt, TokenError> {
+    if files.is_harmony {
         return Err(TokenError::Unsupported(
-            "a prompt that is cut or has a suffix",
+            "a model whose conversations engines write without its template",
         ));
     }
-    let text = match body.prompt {
-        serde_json::Value::String(text) => text,
-        serde_json::Value::Array(mut list) if list.len() == 1 => match list.pop() {
-            Some(serde_json::Value::String(text)) => text,
-            _ => return Err(TokenError::Unsupported("a prompt that is no text")),
-        },
-        _ => return Err(TokenError::Unsupported("several prompts in one request")),
-    };
-    Ok(plain(text, body.add_special_tokens.unwrap_or(true)))
-}
-
-fn chat(body: &[u8], files: &ModelFiles) -> Result<Prompt, TokenError> {
-    let body: ChatBody = read(body)?;
     if body.chat_template.is_some() || body.truncate_prompt_tokens.is_some() {
         return Err(TokenError::Unsupported(
             "a template or a truncation of the request's own",
@@ -183,10 +124,11 @@ fn chat(body: &[u8], files: &ModelFiles) -> Result<Prompt, TokenError> {
     let mut set = |name: &str, value: Value| variables.push((name.to_owned(), value));
     set("messages", messages.into_iter().collect());
     set("tools", tools.unwrap_or(Value::from(())));
-    set("documents", body.documents.unwrap_or(Value::from(())));
-    set("add_generation_prompt", generation.into());
-    if let Some(effort) = body.reasoning_effort {
-        set("reasoning_effort", effort);
+    set("documents", Value::from(()));
+    if let Some(effort) = &body.reasoning_effort {
+        // For templates that think only when told to.
+        let thinks = effort.as_str() != Some("none");
+        set("enable_thinking", Value::from(thinks));
     }
     if let Some(more) = body.chat_template_kwargs {
         if more.kind() != ValueKind::Map {
@@ -204,6 +146,16 @@ fn chat(body: &[u8], files: &ModelFiles) -> Result<Prompt, TokenError> {
                 }
                 Some(name) => set(name, value),
             }
+        }
+    }
+    // What the API has a field for counts more than a variable of the same name.
+    set("add_generation_prompt", generation.into());
+    for (name, value) in [
+        ("documents", body.documents),
+        ("reasoning_effort", body.reasoning_effort),
+    ] {
+        if let Some(value) = value {
+            set(name, value);
         }
     }
     let mut text = template.render(Value::from_pairs(variables))?;
@@ -263,7 +215,8 @@ fn normalised(
     files: &ModelFiles,
     media: &mut Vec<Media>,
 ) -> Result<Value, TokenError> {
-    let mut content = content(message.content.as_ref(), format, files, media)?;
+    let system = message.role == "system";
+    let mut content = content(message.content.as_ref(), system, format, files, media)?;
     if message.role == "tool" && format == ContentFormat::OpenAi {
         content = joined(content)?;
     }
@@ -278,7 +231,10 @@ fn normalised(
                 .as_ref()
                 .filter(|calls| !calls.is_empty())
             {
-                let calls: Result<Vec<_>, _> = calls.iter().map(call).collect();
+                let calls: Result<Vec<_>, _> = calls
+                    .iter()
+                    .map(|c| call(c, message.calls_in_order))
+                    .collect();
                 out.push(("tool_calls", calls?.into_iter().collect()));
             }
             if let Some(reasoning) = &message.reasoning {
@@ -301,9 +257,10 @@ fn normalised(
     Ok(Value::from_pairs(out))
 }
 
-/// The content in the form that the template wants.
+/// The content in the form that the template wants. Of a system text, [`BILLING_HEADER`] is left out with its line.
 fn content(
     content: Option<&Value>,
+    system: bool,
     format: ContentFormat,
     files: &ModelFiles,
     media: &mut Vec<Media>,
@@ -313,6 +270,14 @@ fn content(
     let mut markers = Vec::new();
     let part_of = |name: &str| vec![("type", Value::from(name))];
     let mut push = |text: Value, parts: &mut Vec<Value>| {
+        let header = text
+            .as_str()
+            .filter(|t| system && t.starts_with(BILLING_HEADER));
+        let text = match header.map(|text| text.split_once('\n')) {
+            None => text,
+            Some(None | Some((_, ""))) => return,
+            Some(Some((_, rest))) => Value::from(rest),
+        };
         let mut part = part_of("text");
         part.push(("text", text.clone()));
         parts.push(Value::from_pairs(part));
@@ -389,36 +354,53 @@ fn joined(content: Value) -> Result<Value, TokenError> {
     Ok(Value::from(texts.join("\n")))
 }
 
-/// A tool call with its arguments parsed; what is not JSON becomes an empty object.
-fn call(call: &Value) -> Result<Value, TokenError> {
+/// A tool call with its arguments parsed; what is not JSON becomes an empty object. The members are in the order in which the engine's own
+/// check of the request leaves them, those that the API does not name behind the others, unless they are in order already.
+fn call(call: &Value, in_order: bool) -> Result<Value, TokenError> {
     let function = call.get_attr("function").unwrap_or_default();
     if function.kind() != ValueKind::Map {
         return Err(TokenError::Request("a tool call without `function`".into()));
     }
     let empty = || Value::from_pairs::<_, &str, Value>([]);
     let arguments = function.get_attr("arguments").unwrap_or_default();
+    let whole = arguments.as_str().is_some()
+        && ["id", "type"].iter().all(|name| is_text(call, name))
+        && is_text(&function, "name");
     let arguments = match (arguments.as_str(), arguments.kind()) {
         (Some(text), _) => serde_json::from_str(text).unwrap_or_else(|_| empty()),
         (None, ValueKind::Map | ValueKind::Seq) => arguments,
         _ => empty(),
     };
-    Ok(replaced(
-        call,
-        "function",
-        replaced(&function, "arguments", arguments),
-    ))
+    let function = replaced(&function, "arguments", arguments);
+    let call = replaced(call, "function", function.clone());
+    if !whole || in_order {
+        return Ok(call);
+    }
+    let function = ordered(&function, &["arguments", "name"]);
+    let call = replaced(&call, "function", function);
+    Ok(ordered(&call, &["id", "function", "type"]))
 }
 
-/// `map` with one member changed or added.
+fn is_text(map: &Value, name: &str) -> bool {
+    map.get_attr(name)
+        .is_ok_and(|value| value.as_str().is_some())
+}
+
+/// `map` with one member changed where it stands, or added at the end.
 fn replaced(map: &Value, name: &str, value: Value) -> Value {
     let mut pairs: Vec<(Value, Value)> = Vec::new();
+    let mut value = Some(value);
     for key in map.try_iter().into_iter().flatten() {
-        if key.as_str() != Some(name) {
-            let value = map.get_item(&key).unwrap_or_default();
-            pairs.push((key, value));
+        let is_it = key.as_str() == Some(name);
+        match value.take_if(|_| is_it) {
+            Some(value) => pairs.push((key, value)),
+            None => {
+                let value = map.get_item(&key).unwrap_or_default();
+                pairs.push((key, value));
+            }
         }
     }
-    pairs.push((Value::from(name), value));
+    pairs.extend(value.map(|value| (Value::from(name), value)));
     Value::from_pairs(pairs)
 }
 

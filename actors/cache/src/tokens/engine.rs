@@ -81,9 +81,21 @@ impl Engine {
                 Api::Completions | Api::CompletionsRender => {
                     ("/v1/completions/render", request.body)
                 }
+                Api::Messages => ("/v1/messages/render", request.body),
+                Api::Responses => ("/v1/responses/render", request.body),
                 _ => return Err(TokenError::Unsupported("this API")),
             };
             let body = Bytes::copy_from_slice(body);
+            if matches!(request.info.api, Api::Messages | Api::Responses) {
+                // `/tokenize` does not take such a body.
+                let (status, answer) = self.post(render, body).await?;
+                return match status {
+                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                        Err(TokenError::Unsupported("this API, by this engine"))
+                    }
+                    _ => read(&request, status, &answer),
+                };
+            }
             if !self.only_tokenize.load(Ordering::Relaxed) {
                 let (status, answer) = self.post(render, body.clone()).await?;
                 if !matches!(

@@ -1,12 +1,16 @@
-//! The files of a model's tokenizer, from a local directory, read once for each content.
+//! The files of a model's tokenizer, from a local directory or fetched, read once for each content.
 
+use super::chat::member;
 use super::media::Placeholders;
-use super::{ChatTemplate, TemplateLimits, TextTokenizer, TokenError};
+use super::probe::Probed;
+use super::store::Store;
+use super::{ChatTemplate, FileServer, TemplateLimits, TextTokenizer, TokenError};
 use minijinja::Value;
 use parking_lot::Mutex;
+use quorate_routing::Target;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 /// The largest file that is read.
@@ -21,6 +25,9 @@ pub struct ModelFiles {
     pub placeholders: Placeholders,
     /// Special tokens by the names under which templates know them (`bos_token`).
     pub special: BTreeMap<String, String>,
+    /// Engines write its conversations in a form of their own (gpt-oss), not by its template.
+    pub(super) is_harmony: bool,
+    pub(super) probed: Probed,
     default: Option<ChatTemplate>,
     tool_use: Option<ChatTemplate>,
 }
@@ -97,6 +104,8 @@ impl ModelFiles {
                 raw.text("config.json")?,
                 raw.text("preprocessor_config.json")?,
             ),
+            is_harmony: raw.text("config.json")?.is_some_and(is_harmony),
+            probed: Probed::default(),
             tokenizer,
             default,
             tool_use,
@@ -104,22 +113,43 @@ impl ModelFiles {
     }
 }
 
+fn is_harmony(config: &str) -> bool {
+    let config: Result<Value, _> = serde_json::from_str(config);
+    config.is_ok_and(|config| member(&config, "model_type").as_str() == Some("gpt_oss"))
+}
+
+/// The files of a model that say how it is written to.
+pub(super) const NAMES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "preprocessor_config.json",
+];
+
 /// Files as they lie there.
-struct Raw {
+#[derive(Debug)]
+pub struct Raw {
     directory: String,
     files: BTreeMap<&'static str, Vec<u8>>,
 }
 
 impl Raw {
-    fn read(directory: &Path) -> Result<Self, TokenError> {
-        const NAMES: [&str; 6] = [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "chat_template.json",
-            "config.json",
-            "preprocessor_config.json",
-        ];
+    /// With what lies at a place, by the names of the files; others than those that are read have no meaning.
+    pub fn new(place: String, files: BTreeMap<&'static str, Vec<u8>>) -> Self {
+        Self {
+            directory: place,
+            files,
+        }
+    }
+
+    /// Each with its name.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.files.iter().map(|(name, bytes)| (*name, &bytes[..]))
+    }
+
+    pub(super) fn read(directory: &Path) -> Result<Self, TokenError> {
         let mut raw = Self {
             directory: directory.display().to_string(),
             files: BTreeMap::new(),
@@ -155,7 +185,7 @@ impl Raw {
         }
     }
 
-    fn digest(&self) -> [u8; 32] {
+    pub(super) fn digest(&self) -> [u8; 32] {
         let mut context = ring::digest::Context::new(&ring::digest::SHA256);
         for (name, bytes) in &self.files {
             context.update(name.as_bytes());
@@ -175,6 +205,8 @@ pub struct Models {
     loaded: Mutex<HashMap<[u8; 32], Weak<ModelFiles>>>,
     cache_bytes: usize,
     limits: TemplateLimits,
+    /// Held while it is written to.
+    store: Mutex<Option<Store>>,
 }
 
 impl Models {
@@ -184,7 +216,50 @@ impl Models {
             loaded: Mutex::default(),
             cache_bytes,
             limits,
+            store: Mutex::default(),
         }
+    }
+
+    /// Fetched files are kept in `directory` from now on, so that they are there after a restart.
+    pub fn keep_in(&self, directory: PathBuf) {
+        *self.store.lock() = Some(Store::new(directory));
+    }
+
+    /// The files at `host` (`engine`: the endpoint there). Takes up to a minute.
+    ///
+    /// # Errors
+    /// [`TokenError::File`] says which file could not be had.
+    pub async fn fetch(
+        &self,
+        server: &FileServer,
+        host: Option<&str>,
+        engine: Option<&Target>,
+    ) -> Result<Raw, TokenError> {
+        server.fetch(host, engine).await
+    }
+
+    /// The model of fetched files, which are kept if they are one. As slow as [`Models::load`].
+    ///
+    /// # Errors
+    /// [`TokenError::File`] says which file is wrong; what was kept before stays. That the disk does not take them is logged.
+    pub fn take(&self, server: &FileServer, raw: &Raw) -> Result<Arc<ModelFiles>, TokenError> {
+        let model = self.of(raw)?;
+        if let Some(store) = &*self.store.lock()
+            && let Err(error) = store.keep(server, raw)
+        {
+            tracing::warn!(%error, "fetched files of a tokenizer cannot be kept");
+        }
+        Ok(model)
+    }
+
+    /// The model of the files that were fetched from there last, if they were kept. As slow as [`Models::load`].
+    pub fn kept(&self, server: &FileServer) -> Option<Arc<ModelFiles>> {
+        let store = self.store.lock().clone()?;
+        let raw = store.find(server)?;
+        let model = self.of(&raw);
+        model
+            .inspect_err(|error| tracing::warn!(%error, "kept files of a tokenizer cannot be used"))
+            .ok()
     }
 
     /// The model whose files lie in `directory`. Reads and builds for up to seconds: not for a worker of the gateway.
@@ -192,13 +267,20 @@ impl Models {
     /// # Errors
     /// [`TokenError::File`] says which file is missing or wrong.
     pub fn load(&self, directory: &Path) -> Result<Arc<ModelFiles>, TokenError> {
-        let raw = Raw::read(directory)?;
+        self.of(&Raw::read(directory)?)
+    }
+
+    /// The model of these files. As slow as [`Models::load`].
+    ///
+    /// # Errors
+    /// [`TokenError::File`] says which file is missing or wrong.
+    pub fn of(&self, raw: &Raw) -> Result<Arc<ModelFiles>, TokenError> {
         let digest = raw.digest();
         let known = |loaded: &HashMap<_, Weak<_>>| loaded.get(&digest).and_then(Weak::upgrade);
         if let Some(files) = known(&self.loaded.lock()) {
             return Ok(files);
         }
-        let files = Arc::new(ModelFiles::read(&raw, self.cache_bytes, self.limits)?);
+        let files = Arc::new(ModelFiles::read(raw, self.cache_bytes, self.limits)?);
         let mut loaded = self.loaded.lock();
         loaded.retain(|_, files| files.strong_count() > 0);
         // Somebody else may have been faster.

@@ -1,6 +1,6 @@
 //! Tokens made in this process.
 
-use super::chat::{self, Prompt};
+use super::prompt::{self, Prompt};
 use super::{ModelFiles, Origin, PromptTokens, Request, TokenError, made};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Semaphore;
@@ -43,12 +43,12 @@ impl Local {
                         body: &body,
                         lora: lora.as_deref(),
                     };
-                    let prompt = chat::prompt(&request, files)?;
+                    let prompt = prompt::prompt(&request, files)?;
                     finish(&request, prompt, files)
                 })
                 .await;
         }
-        let prompt = chat::prompt(&request, &self.files)?;
+        let prompt = prompt::prompt(&request, &self.files)?;
         if prompt.text.len() <= INLINE_BYTES
             || self.files.tokenizer.new_bytes(&prompt.text) <= INLINE_BYTES
         {
@@ -68,7 +68,7 @@ impl Local {
     /// # Errors
     /// As [`Local::tokens`].
     pub fn tokens_now(&self, request: &Request<'_>) -> Result<PromptTokens, TokenError> {
-        finish(request, chat::prompt(request, &self.files)?, &self.files)
+        finish(request, prompt::prompt(request, &self.files)?, &self.files)
     }
 
     /// The prompt as text, as the engine would render it.
@@ -76,7 +76,7 @@ impl Local {
     /// # Errors
     /// As [`Local::tokens`].
     pub fn render(&self, request: &Request<'_>) -> Result<String, TokenError> {
-        Ok(chat::prompt(request, &self.files)?.text)
+        Ok(prompt::prompt(request, &self.files)?.text)
     }
 
     async fn aside<T: Send + 'static>(

@@ -132,6 +132,10 @@ enum Count {
 /// Tokens of a picture where nothing better is known: a picture of 640 by 360 in squares of 28.
 const GUESS: usize = 299;
 
+/// Tokens that the items of one prompt may come to: a header of some bytes can claim a picture of any size, and thousands of them
+/// fit into a body. More than any context holds.
+const MOST: usize = 4 << 20;
+
 /// How a model family writes items.
 #[derive(Clone, Debug, Default)]
 pub struct Placeholders {
@@ -200,7 +204,8 @@ impl Placeholders {
     /// exact.
     ///
     /// # Errors
-    /// [`TokenError::Unsupported`]: the model's way to write an item is not known, or the template did not write every item once.
+    /// [`TokenError::Unsupported`]: the model's way to write an item is not known, the template did not write every item once, or
+    /// the items come to more tokens than any context holds.
     pub(super) fn expand(
         &self,
         ids: Vec<u32>,
@@ -220,12 +225,16 @@ impl Placeholders {
             ));
         }
         let (mut out, mut spans, mut exact) = (Vec::with_capacity(ids.len()), Vec::new(), true);
-        let mut media = media.into_iter();
+        let (mut media, mut total) = (media.into_iter(), 0);
         for id in ids {
             match media.as_slice().first() {
                 Some(_) if id == marker => {
                     let Some(item) = media.next() else { continue };
                     let (len, known) = count.of(item.size);
+                    if len > MOST - total {
+                        return Err(TokenError::Unsupported("media of so many tokens"));
+                    }
+                    total += len;
                     exact &= known && item.named;
                     spans.push(MediaSpan {
                         kind: item.kind,
@@ -406,11 +415,14 @@ mod tests {
         // The template wrote the item twice or not at all; a client wrote a marker as text.
         unsupported(&qwen(), &[7, 1, 7], one());
         unsupported(&qwen(), &[1], one());
-        let video = Media {
-            kind: MediaKind::Video,
-            ..picture("v", None)
-        };
-        unsupported(&qwen(), &[7], vec![video]);
+        unsupported(&qwen(), &[7], [one(), one()].concat());
+        for kind in [MediaKind::Video, MediaKind::Audio] {
+            let item = Media {
+                kind,
+                ..picture("v", None)
+            };
+            unsupported(&qwen(), &[7], vec![item]);
+        }
         // Another model, and one whose marker its tokenizer does not have.
         unsupported(&Placeholders::default(), &[7], one());
         let llava = Placeholders::read(Some(r#"{"model_type":"llava"}"#), None);
@@ -418,6 +430,20 @@ mod tests {
         // Without items nothing is changed, whatever the ids are.
         let same = qwen().expand(vec![7, 1], vec![], &tokenizer).unwrap();
         assert_eq!(same, (vec![7, 1], vec![], true));
+    }
+
+    #[test]
+    fn many_claimed_sizes_do_not_take_memory() {
+        let media: Vec<Media> = (0..300).map(|_| picture("x", Some((9999, 9999)))).collect();
+        let tokenizer = tokenizer("<|image_pad|>");
+        let found = qwen().expand(vec![7; 300], media.clone(), &tokenizer);
+        assert_eq!(
+            found,
+            Err(TokenError::Unsupported("media of so many tokens"))
+        );
+        // As many as a long context has room for are not too many.
+        let found = qwen().expand(vec![7; 200], media[..200].to_vec(), &tokenizer);
+        assert_eq!(found.map(|(ids, ..)| ids.len()), Ok(200 * 16_384));
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     format: ContentFormat,
     limits: TemplateLimits,
+    uses_clock: bool,
 }
 
 const NAME: &str = "chat";
@@ -74,6 +75,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |pattern: &str| {
             clock::strftime(pattern, clock::now())
         });
+        let uses_clock = source.contains("strftime_now");
         let source = without_generation(source);
         let format = content::format(&source, syntax);
         environment
@@ -83,12 +85,18 @@ impl ChatTemplate {
             environment,
             format,
             limits,
+            uses_clock,
         })
     }
 
     /// The form in which it wants the contents of messages.
     pub fn content_format(&self) -> ContentFormat {
         self.format
+    }
+
+    /// It names the date.
+    pub(super) fn uses_clock(&self) -> bool {
+        self.uses_clock
     }
 
     /// The prompt that it makes of `variables` (a map).
@@ -144,12 +152,14 @@ fn without_generation(source: &str) -> String {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // `{%}` is no tag: its percent sign cannot be both.
+        let Some((inside, after)) = tag.strip_prefix("{%").and_then(|tag| tag.split_once("%}"))
+        else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
-        let word = tag[2..end].trim_matches(['-', '+']).trim();
+        let tag = &tag[..tag.len() - after.len()];
+        let word = inside.trim_matches(['-', '+']).trim();
         match word {
             "generation" => out.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
@@ -190,6 +200,20 @@ mod tests {
             Err(TokenError::Template("no".into()))
         );
         assert!(render("{% if %}").is_err());
+    }
+
+    #[test]
+    fn a_tag_that_is_none_is_an_error() {
+        for source in [
+            "{%}",
+            "{% if x %}{%}",
+            "{%%}",
+            "{%",
+            "{%-%}",
+            "{% generation",
+        ] {
+            assert!(render(source).is_err(), "{source}");
+        }
     }
 
     #[test]

@@ -12,19 +12,19 @@ pub const SOON: Duration = Duration::from_secs(60);
 const TAIL: f64 = 64.0;
 
 /// The preset, with the tokenizer that the servers have and the algorithm by which they hash.
-pub async fn config(tokenizer: &str) -> anyhow::Result<String> {
+/// It is fetched from one of the servers, and kept: a router that starts again has it.
+pub async fn config(fleet: &Fleet) -> anyhow::Result<String> {
     let preset = cli::run(&["config", "presets", "precise-prefix"])
         .await?
         .ok()?;
-    let tokens = format!(
-        "- type: token-producer\n    parameters: {{local: {{directory: '{tokenizer}'}}}}\n"
-    );
+    let files = format!("http://{}/sim/tokenizer", fleet.sims[0].address);
+    let tokens = format!("- type: token-producer\n    parameters: {{local: {{url: '{files}'}}}}\n");
     let precise = "- type: precise-prefix-cache-producer\n    parameters: {tokenProcessorConfig: {engineHashAlgorithm: sha256_cbor}}\n";
     let text = preset
         .replacen("- type: token-producer\n", &tokens, 1)
         .replacen("- type: precise-prefix-cache-producer\n", precise, 1);
     ensure!(
-        text.contains(tokenizer) && text.contains("sha256_cbor"),
+        text.contains(&files) && text.contains("sha256_cbor"),
         "{preset}"
     );
     Ok(text)
@@ -136,7 +136,7 @@ async fn every_router_knows_what_engines_announce_and_a_restarted_one_too() -> a
         ])
         .start()
         .await?;
-    let text = config(&tokenizer).await?;
+    let text = config(&fleet).await?;
     fleet
         .cli_with(&[0], &["apply", "-f", "-"], &text)
         .await?

@@ -68,7 +68,7 @@ async fn any_router_shows_what_only_the_owner_knows() -> anyhow::Result<()> {
     plain.fails(4, &["precise-prefix-cache-producer"])?;
     let unknown = fleet.cli(&[0], &["cache", "top", "nobody"]).await?;
     unknown.fails(3, &["nobody"])?;
-    let text = config(&tokenizer).await?;
+    let text = config(&fleet).await?;
     fleet
         .cli_with(&[0], &["apply", "-f", "-"], &text)
         .await?

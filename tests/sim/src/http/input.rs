@@ -178,13 +178,13 @@ impl Chat {
         let Some(model) = &call.live.config().tokenizer else {
             return Ok(self);
         };
-        let tokens = match api {
-            Api::Chat => model.prompt(Api::Chat, &call.body, None),
-            // Another API's messages, as an engine turns them into a chat.
-            _ => {
+        let tokens = match model.prompt(api, &call.body, None) {
+            // Another API's messages that only an engine can turn into a chat: this one takes their texts.
+            Err(TokenError::Unsupported(_)) if api != Api::Chat => {
                 let body = json!({"messages": self.messages}).to_string();
                 model.prompt(Api::Chat, body.as_bytes(), None)
             }
+            tokens => tokens,
         };
         self.tokens = tokens.map_err(refused)?;
         Ok(self)

@@ -4,8 +4,8 @@ use super::body::SimBody;
 use super::error::ApiError;
 use super::generate::{self, MessagesBody};
 use super::input::{self, Message};
-use super::{Call, ok_json};
-use crate::tokenizer;
+use super::{Call, json_type, ok_json, respond};
+use crate::tokenizer::{self, model::ModelTokenizer};
 use http::Response;
 use quorate_routing::request::Api;
 use serde::Deserialize;
@@ -110,4 +110,22 @@ pub fn count_tokens(call: &Call) -> Result<Response<SimBody>, ApiError> {
     let mut request: MessagesBody<'_> = input::parse(&call.body)?;
     let chat = request.chat()?.of_model(call, Api::Messages)?;
     Ok(ok_json(&json!({"input_tokens": chat.tokens.len()})))
+}
+
+/// `GET /tokenizer_info`: all but the vocabulary, as vLLM tells it.
+pub fn info(call: &Call) -> Response<SimBody> {
+    let known = call.live.config().tokenizer.as_deref();
+    match known.and_then(ModelTokenizer::info) {
+        Some(info) => ok_json(&info),
+        None => respond(404, json_type(), br#"{"detail":"Not Found"}"#.to_vec()),
+    }
+}
+
+/// `GET /sim/tokenizer/...`: a file of the model's tokenizer, as a host that serves the model's directory has it.
+pub fn file(call: &Call, name: &str) -> Response<SimBody> {
+    let known = call.live.config().tokenizer.as_deref();
+    match known.and_then(|tokenizer| tokenizer.file(name)) {
+        Some(bytes) => respond(200, json_type(), bytes),
+        None => respond(404, json_type(), br#"{"detail":"Not Found"}"#.to_vec()),
+    }
 }

@@ -9,7 +9,8 @@ use crate::text::{Plan, Sampling, StopReason};
 use crate::tools::PlannedCall;
 use quorate_cache::tokens::{Local, ModelFiles, Models, Request, TemplateLimits, TokenError};
 use quorate_routing::request::{Api, RequestInfo};
-use std::path::Path;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokenizers::Tokenizer;
 
@@ -23,6 +24,7 @@ pub struct ModelTokenizer {
     local: Local,
     decoder: Tokenizer,
     eos: Option<u32>,
+    directory: PathBuf,
 }
 
 impl ModelTokenizer {
@@ -36,7 +38,22 @@ impl ModelTokenizer {
             decoder: decoder.map_err(|error| TokenError::Tokenizer(error.to_string()))?,
             eos: eos.and_then(|text| files.tokenizer.token_id(text)),
             files,
+            directory: directory.to_owned(),
         })
+    }
+
+    /// A file of the directory, if it is there.
+    pub fn file(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.directory.join(name)).ok()
+    }
+
+    /// Its settings with its chat template, as vLLM's `/tokenizer_info` has them.
+    pub fn info(&self) -> Option<Value> {
+        let mut info: Value = serde_json::from_slice(&self.file("tokenizer_config.json")?).ok()?;
+        if let Some(template) = self.file("chat_template.jinja") {
+            info["chat_template"] = String::from_utf8(template).ok()?.into();
+        }
+        Some(info)
     }
 
     /// The tokens of a text, with what the model wants around a prompt if it is one.
