@@ -1,0 +1,4 @@
+//! See `targets::requests`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate_fuzz::targets::requests(data));
