@@ -221,12 +221,11 @@ impl Replica for InGroup {
     }
 }
 
-/// Without a snapshot (another one is being read) the stream has no end, and whoever gets it asks again.
-struct Chunks(Option<Snapshot<Arc<CacheIndex>>>);
+struct Chunks(Snapshot);
 
 impl Frozen for Chunks {
     fn next_chunk(&mut self) -> Option<Bytes> {
-        self.0.as_mut()?.next().map(Bytes::from)
+        self.0.next().map(Bytes::from)
     }
 }
 
@@ -242,7 +241,7 @@ impl Install for Loading {
 
     fn finish(self: Box<Self>) -> Result<(), String> {
         let loaded = self.loader.finish().map_err(|error| error.to_string())?;
-        self.replica.install(&loaded);
+        self.replica.install(loaded);
         Ok(())
     }
 }

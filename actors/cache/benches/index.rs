@@ -261,23 +261,33 @@ fn fill(name: &str, len: usize, holders_each: u64) {
         bytes(stats.bytes),
         start.elapsed()
     );
-    if len == 512 {
-        let start = Instant::now();
-        let chunks: Vec<Vec<u8>> = fleet.index.snapshot().expect("no other").collect();
-        let taken = start.elapsed();
-        let start = Instant::now();
-        let mut loader = SnapshotLoader::new(IndexConfig { max_bytes: 4 << 30 });
-        chunks
-            .iter()
-            .for_each(|chunk| loader.push(chunk).expect("whole"));
-        let loaded = loader.finish().expect("complete");
-        println!(
-            "snapshot of it: {} MB taken in {taken:.2?}, loaded in {:.2?}, digests equal: {}",
-            chunks.iter().map(Vec::len).sum::<usize>() >> 20,
-            start.elapsed(),
-            loaded.digests() == fleet.index.digests()
-        );
-    }
+    snapshot(&fleet.index);
+}
+
+/// All that a router does with a snapshot, without the network: taken, loaded, and put in the place of what it had.
+fn snapshot(index: &CacheIndex) {
+    let start = Instant::now();
+    let chunks: Vec<Vec<u8>> = index.snapshot().collect();
+    let taken = start.elapsed();
+    let before = resident();
+    let start = Instant::now();
+    let mut loader = SnapshotLoader::new(IndexConfig { max_bytes: 4 << 30 });
+    chunks
+        .iter()
+        .for_each(|chunk| loader.push(chunk).expect("whole"));
+    let loaded = loader.finish().expect("complete");
+    let loading = start.elapsed();
+    let more = resident().saturating_sub(before);
+    let other = CacheIndex::new(IndexConfig { max_bytes: 4 << 30 });
+    let start = Instant::now();
+    other.assume(loaded);
+    println!(
+        "  snapshot: {} MB taken in {taken:.2?}, loaded in {loading:.2?} into {} MB, installed in {:.2?}, digests equal: {}",
+        chunks.iter().map(Vec::len).sum::<usize>() >> 20,
+        more >> 20,
+        start.elapsed(),
+        other.digests() == index.digests()
+    );
 }
 
 /// Bytes of this process in memory.

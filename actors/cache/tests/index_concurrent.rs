@@ -2,7 +2,8 @@
 
 use quorate_cache::Tier;
 use quorate_cache::index::{
-    CacheIndex, Columns, DeltaBatch, Digest, HolderKey, IndexConfig, Section,
+    CacheIndex, Columns, DeltaBatch, Digest, Expected, HolderKey, IndexConfig, Outcome, Section,
+    SnapshotLoader,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,4 +180,121 @@ fn places_that_are_used_again_never_lend_their_holders() {
         });
     });
     assert_eq!(index.stats().blocks, SHARED);
+}
+
+#[test]
+fn readers_beside_an_install_see_the_old_map_or_the_new() {
+    let config = IndexConfig {
+        max_bytes: 64 << 20,
+    };
+    let chain: Vec<u64> = (1..=5000u64)
+        .map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .collect();
+    // Two maps in which every holder has another part of the chain, in pieces that came one by one.
+    let parts = [[700usize, 5000, 1300], [4100, 900, 2600]];
+    let maps = parts.map(|lengths| {
+        let index = CacheIndex::new(config);
+        for (holder, length) in (0u64..).zip(lengths) {
+            for (n, piece) in (0u64..).zip(chain[..length].chunks(100)) {
+                let mut section = Section::new(key(holder), 1, 1, n, n + 1);
+                section.replace = n == 0;
+                let before = (n as usize * 100).checked_sub(1).map(|at| chain[at]);
+                section.stored(Tier::Gpu, before, piece);
+                apply(&index, section);
+            }
+        }
+        index
+    });
+    let chunks = [0, 1].map(|map: usize| maps[map].snapshot().collect::<Vec<_>>());
+    let load = |map: usize| {
+        let mut loader = SnapshotLoader::new(config);
+        for chunk in &chunks[map] {
+            loader.push(chunk).unwrap();
+        }
+        loader.finish().unwrap()
+    };
+    let index = load(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut columns = Columns::new();
+                while !done.load(Ordering::Relaxed) {
+                    index.lookup(&chain, &mut columns);
+                    let found = [0, 1, 2].map(|h| columns.get(key(h)).blocks as usize);
+                    assert!(parts.contains(&found), "{found:?}");
+                }
+            });
+        }
+        // What picks expect beside it goes to one of the maps, and is gone with it.
+        scope.spawn(|| {
+            let mut generation = 0;
+            while !done.load(Ordering::Relaxed) {
+                generation += 1;
+                let added = index.expect(key(0), 1, &[generation, generation + 1], 7);
+                assert_ne!(added, Expected::NotThere);
+            }
+        });
+        scope.spawn(|| {
+            for round in 1..100usize {
+                index.assume(load(round % 2));
+                assert_eq!(index.digests(), maps[round % 2].digests());
+                // The log goes on at once, with what it began with.
+                let next = parts[round % 2][0].div_ceil(100) as u64;
+                let section = Section::new(key(0), 1, 1, next, next + 1);
+                let sections = vec![section];
+                let outcomes = index.apply(&DeltaBatch { sections }).outcomes;
+                let applied = Outcome::Applied {
+                    added: 0,
+                    removed: 0,
+                    refused: 0,
+                };
+                assert_eq!(outcomes[0].1, applied);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    });
+    index.expire(7);
+    let stats = index.stats();
+    assert_eq!(stats.expected_now, 0);
+    assert_eq!(stats.pairs, parts[1].iter().sum::<usize>() as u64);
+}
+
+#[test]
+fn snapshots_that_are_read_while_the_log_goes_on_are_each_of_one_moment() {
+    const ROUNDS: u64 = 3000;
+    let config = IndexConfig {
+        max_bytes: 64 << 20,
+    };
+    let index = CacheIndex::new(config);
+    let block = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut section = Section::new(key(0), 1, 1, 0, 1);
+    section.replace = true;
+    apply(&index, section);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut taken = 0;
+                while taken < 3 || !done.load(Ordering::Relaxed) {
+                    let mut loader = SnapshotLoader::new(config);
+                    for chunk in index.snapshot() {
+                        loader.push(&chunk).unwrap();
+                    }
+                    // Of each round all or nothing, and of rounds a beginning.
+                    let loaded = loader.finish().unwrap();
+                    let rounds = loaded.holders()[0].sequence - 1;
+                    assert_eq!(loaded.stats().pairs, rounds * 2);
+                    taken += 1;
+                }
+            });
+        }
+        for round in 1..=ROUNDS {
+            let mut section = Section::new(key(0), 1, 1, round, round + 1);
+            section.stored(Tier::Gpu, None, &[block(2 * round), block(2 * round + 1)]);
+            apply(&index, section);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(index.stats().pairs, ROUNDS * 2);
 }

@@ -9,7 +9,7 @@ mod engine;
 use super::*;
 use crate::events::{Batch, decode};
 use crate::hash::ExtraForm;
-use crate::index::{CacheIndex, DeltaBatch, HolderKey, IndexConfig};
+use crate::index::{CacheIndex, DeltaBatch, HolderKey, IndexConfig, Snapshot, SnapshotLoader};
 use crate::keys::Scheme;
 use crate::link::{Output, Reset};
 use crate::link::{Policy, Sequencer};
@@ -41,10 +41,18 @@ struct Node {
     applied: usize,
 }
 
+/// A snapshot on its way: the entries of the log that it has, and how far it was read.
+struct Frozen {
+    applied: usize,
+    snapshot: Snapshot,
+    loader: SnapshotLoader,
+}
+
 struct World {
     engine: Engine,
     owner: Option<Owner>,
     nodes: Vec<Node>,
+    frozen: Vec<Frozen>,
     log: Vec<Bytes>,
     /// Proposed, and not yet in the log: who proposed it and its number.
     travelling: Vec<(u64, u64, Bytes)>,
@@ -72,6 +80,7 @@ impl World {
             },
             owner: None,
             nodes: vec![node(), node(), node()],
+            frozen: Vec::new(),
             log: Vec::new(),
             travelling: Vec::new(),
             answers: BTreeMap::new(),
@@ -219,16 +228,39 @@ impl World {
         }
     }
 
-    fn snapshot(&mut self, from: usize, to: usize) {
-        if self.nodes[from].applied <= self.nodes[to].applied {
+    fn freeze(&mut self, from: usize) {
+        if self.frozen.len() < 4 {
+            let node = &self.nodes[from];
+            self.frozen.push(Frozen {
+                applied: node.applied,
+                snapshot: node.index.snapshot(),
+                loader: SnapshotLoader::new(CONFIG),
+            });
+        }
+    }
+
+    fn read(&mut self, pick: usize, chunks: usize) {
+        let most = self.frozen.len().max(1);
+        if let Some(frozen) = self.frozen.get_mut(pick % most) {
+            for chunk in frozen.snapshot.by_ref().take(chunks) {
+                frozen.loader.push(&chunk).unwrap();
+            }
+        }
+    }
+
+    /// The rest of a snapshot arrives, and replaces what a node has that is behind it.
+    fn install(&mut self, pick: usize, to: usize) {
+        if self.frozen.is_empty() {
             return;
         }
-        let mut loader = crate::index::SnapshotLoader::new(CONFIG);
-        for chunk in self.nodes[from].index.snapshot().unwrap() {
-            loader.push(&chunk).unwrap();
+        self.read(pick, usize::MAX);
+        let frozen = self.frozen.remove(pick % self.frozen.len());
+        let loaded = frozen.loader.finish().unwrap();
+        let node = &mut self.nodes[to];
+        if frozen.applied > node.applied {
+            node.index.assume(loaded);
+            node.applied = frozen.applied;
         }
-        self.nodes[to].index.assume(&loader.finish().unwrap());
-        self.nodes[to].applied = self.nodes[from].applied;
     }
 
     fn calm(&mut self) {
@@ -311,7 +343,9 @@ enum Step {
     Propose,
     Arrive(usize, bool),
     CatchUp(usize, usize),
-    Snapshot(usize, usize),
+    Freeze(usize),
+    Read(usize, usize),
+    Install(usize, usize),
     Retry(usize),
     Reconnect,
 }
@@ -329,7 +363,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Propose),
         6 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(n, b)| Step::Arrive(n, b)),
         8 => (0usize..3, 1usize..4).prop_map(|(n, m)| Step::CatchUp(n, m)),
-        1 => (0usize..3, 0usize..3).prop_map(|(a, b)| Step::Snapshot(a, b)),
+        2 => (0usize..3).prop_map(Step::Freeze),
+        2 => (any::<usize>(), 1usize..30).prop_map(|(a, b)| Step::Read(a, b)),
+        2 => (any::<usize>(), 0usize..3).prop_map(|(a, b)| Step::Install(a, b)),
         1 => any::<usize>().prop_map(Step::Retry),
         2 => Just(Step::Reconnect),
     ]
@@ -385,7 +421,9 @@ proptest! {
                 Step::Propose => world.propose(),
                 Step::Arrive(pick, lost) => world.arrive(pick, lost),
                 Step::CatchUp(node, most) => world.catch_up(node, most),
-                Step::Snapshot(from, to) => world.snapshot(from, to),
+                Step::Freeze(from) => world.freeze(from),
+                Step::Read(pick, chunks) => world.read(pick, chunks),
+                Step::Install(pick, to) => world.install(pick, to),
                 Step::Retry(pick) => {
                     if let Some((reign, id, _)) = world.travelling.get(pick % world.travelling.len().max(1)).cloned() {
                         world.unknown(reign, id);

@@ -137,10 +137,10 @@ impl Replicated {
         std::mem::take(&mut *self.differs.lock()).then(|| Bytes::from_static(&[ANEW]))
     }
 
-    /// What is announced now, to be read later. `None` while another snapshot is being read.
+    /// What is announced now, to be read later, also beside others.
     #[must_use]
-    pub fn freeze(&self) -> Option<Snapshot<Arc<CacheIndex>>> {
-        Arc::clone(&self.index).shared_snapshot().ok()
+    pub fn freeze(&self) -> Snapshot {
+        self.index.snapshot()
     }
 
     /// A loader for a snapshot of another replica.
@@ -149,8 +149,9 @@ impl Replicated {
         SnapshotLoader::new(self.config)
     }
 
-    /// Replaces the contents by a snapshot that was loaded.
-    pub fn install(&self, loaded: &CacheIndex) {
+    /// Replaces the contents by a snapshot that was loaded, at once for all readers. It must be of an entry after all that were applied here;
+    /// what comes after it in the log is applied on top. Blocks for some milliseconds.
+    pub fn install(&self, loaded: CacheIndex) {
         *self.noted.lock() = None;
         self.index.assume(loaded);
     }
@@ -211,10 +212,10 @@ mod tests {
         let c = new();
         c.apply(1, &entry(9, 0));
         let mut loader = c.loader();
-        for chunk in a.freeze().unwrap() {
+        for chunk in a.freeze() {
             loader.push(&chunk).unwrap();
         }
-        c.install(&loader.finish().unwrap());
+        c.install(loader.finish().unwrap());
         assert_eq!(a.index().digests(), c.index().digests());
         assert_eq!(a.index().holders(), c.index().holders());
         // Nonsense changes nothing.

@@ -4,12 +4,15 @@
 //! full set.
 
 use super::CacheIndex;
+use super::blocks::Core;
+use super::contents::Contents;
 use super::delta::{DeltaBatch, Operation, Section};
 use super::digest::{DIGEST_SHARDS, Digest, Digests};
 use super::holder::{HolderKey, HolderTable};
 use super::ledger::{Entry, Ledger, Sums, Who};
 use super::shard::Lanes;
 use super::snapshot::Session;
+use super::weights::TIERS;
 use crate::Tier;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -111,12 +114,15 @@ pub(super) struct State {
     pub(super) pairs: u64,
     /// Removed holders and the epoch in which they were, the oldest first: nothing that was under way then brings one back.
     pub(super) fences: VecDeque<(HolderKey, u64)>,
-    pub(super) session: Weak<Session>,
-    pub(super) sessions: u64,
+    /// Snapshots of `contents` that are being read.
+    pub(super) sessions: Vec<Weak<Session>>,
+    /// What readers see, too.
+    pub(super) contents: Arc<Contents>,
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    /// Of contents without holders.
+    pub(super) fn of(contents: Arc<Contents>) -> Self {
         let shards = [Digest::default(); DIGEST_SHARDS];
         Self {
             table: HolderTable::default(),
@@ -124,13 +130,25 @@ impl Default for State {
             shards,
             pairs: 0,
             fences: VecDeque::new(),
-            session: Weak::new(),
-            sessions: 0,
+            sessions: Vec::new(),
+            contents,
         }
     }
-}
 
-impl State {
+    pub(super) fn pairs_by_tier(&self) -> [u64; TIERS] {
+        let mut by_tier = [0; TIERS];
+        for entry in self.entries.values() {
+            let both = by_tier.iter_mut().zip(entry.sums.pairs);
+            both.for_each(|(sum, n)| *sum += n);
+        }
+        by_tier
+    }
+
+    /// Lets go of snapshots that nobody reads any more.
+    pub(super) fn prune(&mut self) {
+        self.sessions.retain(|s| s.strong_count() > 0);
+    }
+
     pub(super) fn digests(&self) -> Digests {
         Digests {
             holders: self
@@ -159,6 +177,11 @@ impl State {
         }
     }
 
+    /// Shows readers the holders as they are.
+    pub(super) fn publish_holders(&self) {
+        self.contents.holders.store(Arc::new(self.table.clone()));
+    }
+
     /// The holder with the most blocks, the lowest key where two have the same.
     fn largest(&self) -> Option<HolderKey> {
         self.entries
@@ -181,6 +204,7 @@ impl CacheIndex {
     /// Applies one batch of the log. Batches are applied one at a time, in the order of the log.
     pub fn apply(&self, batch: &DeltaBatch) -> Applied {
         let mut state = self.state.lock();
+        state.prune();
         let outcomes = batch
             .sections
             .iter()
@@ -290,7 +314,7 @@ impl CacheIndex {
             } => self.store(state, key, tier, parent, hashes, sum),
             Operation::Removed { tier, hashes } => {
                 sum.removed += self
-                    .change(state, key, |book| self.core.remove(tier, hashes, book))
+                    .change(state, key, |core, book| core.remove(tier, hashes, book))
                     .1;
             }
             Operation::Cleared(tier) => {
@@ -300,19 +324,6 @@ impl CacheIndex {
     }
 
     /// Adds blocks as far as the bound lets it.
-    pub(super) fn store_all(
-        &self,
-        state: &mut State,
-        key: HolderKey,
-        tier: Tier,
-        parent: Option<u64>,
-        hashes: &[u64],
-    ) -> u64 {
-        let mut sum = Sum::default();
-        self.store(state, key, tier, parent, hashes, &mut sum);
-        sum.refused
-    }
-
     fn store(
         &self,
         state: &mut State,
@@ -325,7 +336,7 @@ impl CacheIndex {
         let mut done = 0;
         while done < hashes.len() {
             let room =
-                usize::try_from(self.max_pairs.saturating_sub(state.pairs)).unwrap_or(usize::MAX);
+                usize::try_from(self.max_pairs().saturating_sub(state.pairs)).unwrap_or(usize::MAX);
             if room == 0 && !self.evict_for(state, key) {
                 break;
             }
@@ -340,9 +351,9 @@ impl CacheIndex {
             } else {
                 hashes.get(done - 1).copied()
             };
-            let (stored, _) = self.change(state, key, |book| {
+            let (stored, _) = self.change(state, key, |core, book| {
                 book.who.entry = Entry::Announced(tier);
-                let stored = self.core.store(before, part, book);
+                let stored = core.store(before, part, book);
                 sum.added += book.added;
                 stored
             });
@@ -391,7 +402,7 @@ impl CacheIndex {
     }
 
     fn clear_holder(&self, state: &mut State, key: HolderKey, lanes: Lanes) -> u64 {
-        self.change(state, key, |book| self.core.clear(lanes, book))
+        self.change(state, key, |core, book| core.clear(lanes, book))
             .1
     }
 
@@ -400,37 +411,37 @@ impl CacheIndex {
         &self,
         state: &mut State,
         key: HolderKey,
-        change: impl FnOnce(&mut Ledger) -> T,
+        change: impl FnOnce(&Core, &mut Ledger) -> T,
     ) -> (T, u64) {
         let (Some((slot, holder)), Some(entry)) =
             (state.table.find(key), state.entries.get_mut(&key))
         else {
             return Default::default();
         };
-        let session = state.session.upgrade();
         let who = Who {
             holder: slot,
             stamp: holder.stamp,
             entry: Entry::Announced(Tier::Unknown),
         };
         let mut book = Ledger::of(who, holder.mixer, &mut entry.sums, &mut state.shards);
-        book.session = session.as_deref();
-        let answer = change(&mut book);
+        book.sessions = &state.sessions;
+        let answer = change(&state.contents.core, &mut book);
         let (added, removed) = (book.added, book.removed);
+        state.contents.book(&book);
         self.counters.book(&book);
         state.pairs = state.pairs + added - removed;
         (answer, removed)
     }
 
     /// Makes the holder known with an empty set. Answers how many blocks it had; nothing if there is no place for it.
-    pub(super) fn renew(&self, state: &mut State, section: &Section) -> Option<u64> {
+    fn renew(&self, state: &mut State, section: &Section) -> Option<u64> {
         let key = section.holder;
         // The new stamp goes first: what is expected from now on is of the new incarnation or not taken.
         let slot = state
             .table
             .enter(key, section.incarnation, section.space.clone())?;
         let stamp = state.table.find(key).map_or(0, |(_, h)| h.stamp);
-        self.core.admit(slot, stamp);
+        state.contents.core.admit(slot, stamp);
         let removed = self.clear_holder(state, key, Lanes::All);
         let entry = HolderEntry {
             slot,
@@ -442,21 +453,21 @@ impl CacheIndex {
             trimmed: false,
         };
         state.entries.insert(key, entry);
-        self.holders.store(Arc::new(state.table.clone()));
+        state.publish_holders();
         Some(removed)
     }
 
     /// Removes a holder and all that is known of it. Answers how many blocks it had.
-    pub(super) fn forget(&self, state: &mut State, key: HolderKey) -> u64 {
+    fn forget(&self, state: &mut State, key: HolderKey) -> u64 {
         let Some(slot) = state.entries.get(&key).map(|e| e.slot) else {
             return 0;
         };
         // Stamp 0 is nobody's: nothing is expected of the slot from here on.
-        self.core.admit(slot, 0);
+        state.contents.core.admit(slot, 0);
         let removed = self.clear_holder(state, key, Lanes::All);
         state.entries.remove(&key);
         state.table.leave(key);
-        self.holders.store(Arc::new(state.table.clone()));
+        state.publish_holders();
         removed
     }
 }

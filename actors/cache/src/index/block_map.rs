@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Tables of the map; the top bits of a mixed hash choose one.
-const STRIPES: usize = 64;
+pub(super) const STRIPES: usize = 64;
 const TAG_BITS: u32 = 24;
 /// Bits of a shard's number in a location.
 pub(super) const SHARD_BITS: u32 = 6;
@@ -48,6 +48,13 @@ impl Location {
             place: word as usize & ((1 << SEGMENT_BITS) - 1),
         }
     }
+}
+
+/// A block and the word that says where it is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    hash: u64,
+    word: u64,
 }
 
 struct Table {
@@ -199,6 +206,64 @@ impl BlockMap {
             Ordering::Release,
         );
         Ok(())
+    }
+
+    /// A hash's stripe, and what [`Self::fill`] puts there.
+    pub(super) fn place(&self, hash: u64, location: Location) -> (usize, Place) {
+        let (stripe, tag) = self.mix(hash);
+        let word = TAKEN | tag << (63 - TAG_BITS) | location.pack();
+        (stripe, Place { hash, word })
+    }
+
+    /// Makes tables for so many hashes at once.
+    pub(super) fn reserve(&self, hashes: usize) {
+        // Stripes fill almost evenly.
+        let each = hashes / STRIPES + hashes / STRIPES / 32;
+        for stripe in &self.stripes {
+            let counts = stripe.counts.lock();
+            if counts.taken == 0 && each > 0 {
+                let empty = Table::new(0);
+                stripe.table.store(Arc::new(Self::copy(&empty, each)));
+            }
+        }
+    }
+
+    /// Adds hashes of a stripe of which none should be there. False if one is: then not all were added.
+    pub(super) fn fill(
+        &self,
+        stripe: usize,
+        places: &[Place],
+        mut right: impl FnMut(Location, u64) -> bool,
+    ) -> bool {
+        let Some(stripe) = self.stripes.get(stripe) else {
+            return false;
+        };
+        let mut counts = stripe.counts.lock();
+        let mut table = stripe.table.load_full();
+        if (counts.taken + counts.removed + places.len()) * 5 > table.slots.len() * 4 {
+            table = Arc::new(Self::copy(&table, counts.taken + places.len()));
+            stripe.table.store(Arc::clone(&table));
+            counts.removed = 0;
+        }
+        let slots = &*table.slots;
+        for Place { hash, word } in places {
+            let tag = (word & !TAKEN) >> (63 - TAG_BITS);
+            let mut slot = table.home(tag);
+            loop {
+                let there = slots[slot].load(Ordering::Relaxed);
+                if there == 0 {
+                    break;
+                }
+                let same = there & TAKEN != 0 && (there & !TAKEN) >> (63 - TAG_BITS) == tag;
+                if same && right(Location::unpack(there), *hash) {
+                    return false;
+                }
+                slot = if slot + 1 == slots.len() { 0 } else { slot + 1 };
+            }
+            slots[slot].store(*word, Ordering::Release);
+            counts.taken += 1;
+        }
+        true
     }
 
     /// Gives a hash that is at `old` the location `new`.

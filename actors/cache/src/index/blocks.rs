@@ -6,6 +6,7 @@ use super::ledger::Ledger;
 use super::shard::{Added, Lanes, Shard, Writer};
 use crate::Tier;
 use parking_lot::MutexGuard;
+use std::sync::Weak;
 
 /// Shards, each with a lock for its writers.
 pub const SHARDS: usize = 64;
@@ -61,16 +62,17 @@ impl Core {
         })
     }
 
-    /// The shard for its writer. If a snapshot is being taken and announced blocks are about to change, the shard is captured first.
+    /// The shard for its writer. Where announced blocks are about to change, the snapshots that are being read get the shard as
+    /// it is first.
     fn lock<'a>(
         &'a self,
         shard: usize,
         book: &Ledger,
     ) -> Option<(&'a Shard, MutexGuard<'a, Writer>)> {
         let shard = self.shards.get(shard)?;
-        let mut writer = shard.writer.lock();
-        if let Some(session) = book.session {
-            session.capture(shard, &mut writer);
+        let writer = shard.writer.lock();
+        for session in book.sessions.iter().filter_map(Weak::upgrade) {
+            session.capture(shard, &writer);
         }
         Some((shard, writer))
     }

@@ -274,6 +274,26 @@ impl Places {
     pub(super) fn has(&self, place: usize) -> bool {
         self.0[place / 64] >> (place % 64) & 1 == 1
     }
+
+    /// The first stretch of marked places that ends behind `from`, as far as it lies there.
+    pub(super) fn stretch(&self, from: usize) -> Option<(usize, usize)> {
+        let start = self.next(from, 0)?;
+        let end = self.next(start, u64::MAX).unwrap_or(SEGMENT);
+        Some((start, end))
+    }
+
+    /// The first place from `from` on whose bit is not that of `skip`, which has all bits set or none.
+    fn next(&self, from: usize, skip: u64) -> Option<usize> {
+        let mut at = from;
+        while let Some(word) = self.0.get(at / 64) {
+            let rest = (word ^ skip) >> (at % 64);
+            if rest != 0 {
+                return Some(at + rest.trailing_zeros() as usize);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
 }
 
 #[cfg(test)]

@@ -107,3 +107,27 @@ fn an_interval_keeps_its_parts() {
         !places.has(62) && places.has(63) && places.has(64) && places.has(128) && !places.has(129)
     );
 }
+
+#[test]
+fn stretches_of_places() {
+    let all = |places: &Places| {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some((start, end)) = places.stretch(at) {
+            found.push((start, end));
+            at = end;
+        }
+        found
+    };
+    let mut places = Places::none();
+    assert_eq!(all(&places), []);
+    let wanted = [(0, 1), (63, 65), (128, 256), (700, 1024)];
+    for (start, end) in wanted {
+        places.set(start, end);
+    }
+    assert_eq!(all(&places), wanted);
+    assert_eq!(places.stretch(130), Some((130, 256)));
+    assert_eq!(places.stretch(SEGMENT), None);
+    places.set(0, SEGMENT);
+    assert_eq!(all(&places), [(0, SEGMENT)]);
+}

@@ -1,7 +1,7 @@
 //! What a pick expects: the engine that gets the request will soon have its blocks. Until the engine says so, or the generation has passed,
 //! the index answers as if it were so, and the next pick of the same prefix goes to the same place.
 //!
-//! Expectations are no part of digests and snapshots. They never stand for a block that is announced: they are added only where the holder
+//! Expectations are no part of digests and snapshots, and end with the map that they were added to when a snapshot takes its place. They never stand for a block that is announced: they are added only where the holder
 //! has nothing, and an announcement takes their place.
 
 use super::CacheIndex;
@@ -35,15 +35,15 @@ impl CacheIndex {
         hashes: &[u64],
         generation: u64,
     ) -> Expected {
-        let table = self.holders.load();
+        let contents = self.contents.load();
+        let table = contents.holders.load();
         let Some((slot, holder)) = table
             .find(key)
             .filter(|(_, h)| h.incarnation == incarnation)
         else {
             return Expected::NotThere;
         };
-        let standing = self.counters.standing.load(Ordering::Relaxed).max(0) as u64;
-        if standing + hashes.len() as u64 > self.max_pairs / SHARE {
+        if contents.standing() + hashes.len() as u64 > self.max_pairs() / SHARE {
             self.counters
                 .expectations_refused
                 .fetch_add(1, Ordering::Relaxed);
@@ -55,7 +55,8 @@ impl CacheIndex {
             entry: Entry::Expected(generation as u16),
         };
         let mut book = Ledger::of_expected(who);
-        self.core.store(None, hashes, &mut book);
+        contents.core.store(None, hashes, &mut book);
+        contents.book(&book);
         self.counters.book(&book);
         Expected::Added(book.expected)
     }
@@ -64,7 +65,9 @@ impl CacheIndex {
     /// Answers how many blocks that were.
     pub fn expire(&self, generation: u64) -> u64 {
         let mut book = Ledger::of_expected(Who::NOBODY);
-        self.core.expire(generation as u16, &mut book);
+        let contents = self.contents.load();
+        contents.core.expire(generation as u16, &mut book);
+        contents.book(&book);
         self.counters.book(&book);
         book.dropped
     }

@@ -13,7 +13,7 @@ impl Holders {
     /// Nothing has changed since: no holder came, left, or began anew.
     #[must_use]
     pub fn are_those_of(&self, index: &CacheIndex) -> bool {
-        Arc::ptr_eq(&self.0, &index.holders.load())
+        Arc::ptr_eq(&self.0, &index.contents.load().holders.load())
     }
 
     /// All of them in order, with their key spaces as far as they are known.
@@ -29,6 +29,6 @@ impl CacheIndex {
     /// The holders as of now.
     #[must_use]
     pub fn holders_now(&self) -> Holders {
-        Holders(self.holders.load_full())
+        Holders(self.contents.load().holders.load_full())
     }
 }

@@ -4,6 +4,7 @@ use super::digest::{DIGEST_SHARDS, Digest, ElementMixer};
 use super::snapshot::Session;
 use super::weights::TIERS;
 use crate::Tier;
+use std::sync::Weak;
 
 /// What a writer adds to a holder's coverage.
 #[derive(Clone, Copy)]
@@ -53,8 +54,8 @@ pub(super) struct Ledger<'a> {
     pub(super) who: Who,
     /// The holder's sums and the digest shards, if announced blocks change.
     account: Option<(ElementMixer, &'a mut Sums, &'a mut [Digest; DIGEST_SHARDS])>,
-    /// The snapshot being taken, if one is.
-    pub(super) session: Option<&'a Session>,
+    /// Snapshots that are being read.
+    pub(super) sessions: &'a [Weak<Session>],
     pub(super) added: u64,
     pub(super) removed: u64,
     /// Blocks that were expected and are announced now.
@@ -83,7 +84,7 @@ impl<'a> Ledger<'a> {
         Self {
             who,
             account: None,
-            session: None,
+            sessions: &[],
             added: 0,
             removed: 0,
             confirmed: 0,

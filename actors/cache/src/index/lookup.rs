@@ -1,6 +1,7 @@
 //! The longest cached prefix of a request at all holders at once.
 
 use super::CacheIndex;
+use super::contents::Contents;
 use super::coverage::{EXPECTED, Interval, sweep};
 use super::holder::{HolderKey, HolderTable};
 use super::weights::{TIERS, TierWeights};
@@ -229,8 +230,8 @@ impl Columns {
         }
     }
 
-    fn begin(&mut self, index: &CacheIndex) {
-        let table = index.holders.load();
+    fn begin(&mut self, contents: &Contents) {
+        let table = contents.holders.load();
         if !Arc::ptr_eq(&table, &self.table) {
             self.table = Arc::clone(&table);
             self.rows.resize(self.table.slots.len(), Row::default());
@@ -249,7 +250,8 @@ impl CacheIndex {
     /// Finds for every holder how much of the chain it has, from its first block on. Takes no lock and never waits for a writer; what is
     /// being changed meanwhile is seen before or after its change, block by block.
     pub fn lookup(&self, hashes: &[u64], columns: &mut Columns) {
-        columns.begin(self);
+        let contents = self.contents.load();
+        columns.begin(&contents);
         let Columns {
             rows,
             round,
@@ -259,7 +261,7 @@ impl CacheIndex {
             ..
         } = columns;
         let mut at = 0;
-        while let Some((len, place)) = self.core.read(hashes.get(at..).unwrap_or(&[]), list) {
+        while let Some((len, place)) = contents.core.read(hashes.get(at..).unwrap_or(&[]), list) {
             let mut onward = false;
             let mut rest = list.as_slice();
             while let [first, others @ ..] = rest {

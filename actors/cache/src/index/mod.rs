@@ -14,6 +14,9 @@
 //! are the deepest of their chains, and its engine's own evictions make room again); for the blocks of another holder, the one that has
 //! most loses its coldest tier. Both are counted, and marked on the holder.
 //!
+//! A snapshot of another replica is taken in beside what is there, and takes its place at once: a reader finds the old map or the new one. So
+//! there are two maps in memory for as long as that takes.
+//!
 //! Hashes of different models or hash algorithms must not be equal by chance or by design: whoever fills the index mixes what tells
 //! them apart into the hash.
 
@@ -22,15 +25,17 @@ mod arena;
 mod block_map;
 mod blocks;
 mod clearing;
-
+mod contents;
 mod coverage;
 mod delta;
 mod digest;
 mod expectation;
 mod holder;
 mod holders;
+mod laying;
 mod layout;
 mod ledger;
+mod loading;
 mod lookup;
 mod segment;
 mod shard;
@@ -47,8 +52,9 @@ pub use digest::{DIGEST_SHARDS, Digest, Digests, Element, ElementMixer};
 pub use expectation::Expected;
 pub use holder::{HolderKey, MAX_HOLDERS};
 pub use holders::Holders;
+pub use loading::{SnapshotError, SnapshotLoader};
 pub use lookup::{Columns, Match};
-pub use snapshot::{Snapshot, SnapshotError, SnapshotLoader};
+pub use snapshot::Snapshot;
 pub use stats::{HolderStatus, IndexStats};
 pub use transfer::HolderCopy;
 pub use weights::{SPECULATIVE, TIERS, TierWeights};
@@ -56,10 +62,10 @@ pub use wire::Malformed;
 
 use apply::State;
 use arc_swap::ArcSwap;
-use blocks::Core;
-use holder::HolderTable;
+use contents::Contents;
 use parking_lot::Mutex;
 use stats::Counters;
+use std::sync::Arc;
 
 /// Bytes that one (holder, block, tier) is reckoned at: half of it is usual, blocks that are in no chain take it all
 /// (`docs/benchmarks.md`).
@@ -72,6 +78,13 @@ pub struct IndexConfig {
     pub max_bytes: usize,
 }
 
+impl IndexConfig {
+    /// The number of (holder, block, tier) that may be known.
+    const fn pairs(self) -> usize {
+        self.max_bytes / BYTES_PER_PAIR
+    }
+}
+
 impl Default for IndexConfig {
     /// 2 GiB: 44 million blocks.
     fn default() -> Self {
@@ -81,25 +94,29 @@ impl Default for IndexConfig {
 
 /// Which blocks lie where.
 pub struct CacheIndex {
-    core: Core,
-    holders: ArcSwap<HolderTable>,
+    /// What readers see. `state` names the same, for writers.
+    contents: ArcSwap<Contents>,
     state: Mutex<State>,
     counters: Counters,
-    max_pairs: u64,
+    config: IndexConfig,
 }
 
 impl CacheIndex {
     /// An empty index.
     #[must_use]
     pub fn new(config: IndexConfig) -> Self {
-        let pairs = config.max_bytes / BYTES_PER_PAIR;
+        let contents = Arc::new(Contents::new(config));
         Self {
-            core: Core::new(pairs, config.max_bytes),
-            holders: ArcSwap::default(),
-            state: Mutex::default(),
+            contents: ArcSwap::new(Arc::clone(&contents)),
+            state: Mutex::new(State::of(contents)),
             counters: Counters::default(),
-            max_pairs: pairs as u64,
+            config,
         }
+    }
+
+    /// The most (holder, block, tier) that may be known.
+    const fn max_pairs(&self) -> u64 {
+        self.config.pairs() as u64
     }
 
     /// The digests of what is announced: two replicas that have applied the same batches have the same ones.

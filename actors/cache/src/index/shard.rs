@@ -85,8 +85,6 @@ pub(super) struct Writer {
     pub(super) tenants: Vec<Tenant>,
     pub(super) marks: Vec<Mark>,
     pub(super) versions: u64,
-    /// The last snapshot that has what was in this shard when it began.
-    pub(super) captured: u64,
     pub(super) list: Vec<Interval>,
     pub(super) stretches: Stretches,
 }
@@ -103,7 +101,6 @@ impl Shard {
             tenants: Vec::new(),
             marks: Vec::new(),
             versions: 0,
-            captured: 0,
             list: Vec::new(),
             stretches: Vec::new(),
         };

@@ -6,7 +6,8 @@ use super::holder::HolderKey;
 use super::ledger::Ledger;
 use super::weights::TIERS;
 use crate::keys::KeySpace;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters that grow, and how much is expected now.
 #[derive(Default)]
@@ -23,7 +24,6 @@ pub(super) struct Counters {
     pub(super) confirmed: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) expectations_refused: AtomicU64,
-    pub(super) standing: AtomicI64,
 }
 
 impl Counters {
@@ -37,10 +37,6 @@ impl Counters {
         ];
         for (counter, count) in counts.into_iter().filter(|(_, n)| *n > 0) {
             counter.fetch_add(count, Ordering::Relaxed);
-        }
-        let standing = book.expected.cast_signed() - (book.confirmed + book.dropped).cast_signed();
-        if standing != 0 {
-            self.standing.fetch_add(standing, Ordering::Relaxed);
         }
     }
 }
@@ -115,27 +111,25 @@ impl CacheIndex {
     /// Figures of the index. Takes every shard's lock for a moment.
     #[must_use]
     pub fn stats(&self) -> IndexStats {
-        let (holders, pairs, pairs_by_tier) = {
+        let (holders, pairs, pairs_by_tier, contents) = {
             let state = self.state.lock();
-            let mut by_tier = [0; TIERS];
-            for entry in state.entries.values() {
-                by_tier
-                    .iter_mut()
-                    .zip(entry.sums.pairs)
-                    .for_each(|(sum, n)| *sum += n);
-            }
-            (state.entries.len(), state.pairs, by_tier)
+            (
+                state.entries.len(),
+                state.pairs,
+                state.pairs_by_tier(),
+                Arc::clone(&state.contents),
+            )
         };
         let c = &self.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         IndexStats {
             holders,
-            blocks: self.core.map.len(),
+            blocks: contents.core.map.len(),
             pairs,
-            max_pairs: self.max_pairs,
+            max_pairs: self.max_pairs(),
             pairs_by_tier,
-            expected_now: c.standing.load(Ordering::Relaxed).max(0).cast_unsigned(),
-            bytes: self.core.bytes(),
+            expected_now: contents.standing(),
+            bytes: contents.core.bytes(),
             added: get(&c.added),
             removed: get(&c.removed),
             refused: get(&c.refused),
@@ -154,7 +148,8 @@ impl CacheIndex {
     /// How a holder's keys are made. Takes no lock.
     #[must_use]
     pub fn space_of(&self, holder: HolderKey) -> Option<KeySpace> {
-        self.holders.load().find(holder)?.1.space.clone()
+        let contents = self.contents.load();
+        contents.holders.load().find(holder)?.1.space.clone()
     }
 
     /// The holders, in the order of keys.

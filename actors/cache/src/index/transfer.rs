@@ -2,12 +2,13 @@
 
 use super::CacheIndex;
 use super::apply::State;
+use super::contents::Contents;
 use super::coverage::EXPECTED;
-use super::delta::Section;
 use super::holder::HolderKey;
 use super::weights::tier_of;
 use crate::Tier;
 use crate::keys::KeySpace;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What is announced for one holder.
@@ -31,15 +32,12 @@ impl CacheIndex {
     /// Copies what is announced for a holder. Takes time in proportion to its blocks, and nothing is applied meanwhile.
     #[must_use]
     pub fn copy(&self, key: HolderKey) -> Option<HolderCopy> {
-        self.copy_from(&self.state.lock(), key)
-    }
-
-    fn copy_from(&self, state: &State, key: HolderKey) -> Option<HolderCopy> {
+        let state = self.state.lock();
         let entry = state.entries.get(&key)?;
         let (slot, holder) = state.table.find(key)?;
         let mut runs = Vec::new();
         let mut list = Vec::new();
-        for shard in &self.core.shards {
+        for shard in &state.contents.core.shards {
             let mut writer = shard.writer.lock();
             for segment in &writer.tenant(slot).segments {
                 shard.segments.load_list(*segment, &mut list);
@@ -66,47 +64,29 @@ impl CacheIndex {
         })
     }
 
-    /// Forgets everything, as a group does that begins anew.
+    /// Forgets everything at once, as a group does that begins anew. May take time: it waits for readers, and frees memory.
     pub fn reset(&self) {
-        let mut state = self.state.lock();
-        self.empty(&mut state);
+        self.replace(State::of(Arc::new(Contents::new(self.config))));
     }
 
-    fn empty(&self, state: &mut State) {
-        let keys: Vec<HolderKey> = state.entries.keys().copied().collect();
-        for key in keys {
-            self.forget(state, key);
-        }
-        state.fences.clear();
+    /// Takes over what another index of the same size has announced, in place of what it had itself: a reader finds the one or the other.
+    /// Batches that were applied here and are not in the other one are gone. May take time: it waits for readers, and frees memory.
+    pub fn assume(&self, other: Self) {
+        self.replace(other.state.into_inner());
     }
 
-    /// Takes over what another index of the same size has announced, in place of what it had itself. Readers see less for the moment.
-    pub fn assume(&self, other: &Self) {
-        let theirs = other.state.lock();
-        let mut state = self.state.lock();
-        self.empty(&mut state);
-        for (key, entry) in &theirs.entries {
-            let Some(copy) = other.copy_from(&theirs, *key) else {
-                continue;
-            };
-            let mut section = Section::new(
-                *key,
-                copy.incarnation,
-                copy.epoch,
-                copy.sequence,
-                copy.sequence,
-            );
-            (section.mark, section.space) = (copy.mark, copy.space);
-            if self.renew(&mut state, &section).is_none() {
-                continue;
-            }
-            for (tier, hashes) in copy.runs {
-                self.store_all(&mut state, *key, tier, None, &hashes);
-            }
-            if let Some(own) = state.entries.get_mut(key) {
-                own.trimmed |= entry.trimmed;
-            }
-        }
-        state.fences.clone_from(&theirs.fences);
+    fn replace(&self, with: State) {
+        let unknown = with.pairs_by_tier()[Tier::Unknown as usize];
+        let c = &self.counters;
+        c.added.fetch_add(with.pairs, Ordering::Relaxed);
+        c.unknown_tier.fetch_add(unknown, Ordering::Relaxed);
+        let old = {
+            let mut state = self.state.lock();
+            self.contents.store(Arc::clone(&with.contents));
+            std::mem::replace(&mut *state, with)
+        };
+        c.removed.fetch_add(old.pairs, Ordering::Relaxed);
+        c.dropped
+            .fetch_add(old.contents.retire(), Ordering::Relaxed);
     }
 }

@@ -4,11 +4,12 @@ mod history;
 mod model;
 
 use history::{Replicas, Step, steps};
-use model::{Model, forest, key};
+use model::{Forest, Known, Model, forest, key};
 use proptest::prelude::*;
 use quorate_cache::hash::ExtraForm;
 use quorate_cache::index::{
-    CacheIndex, Columns, DeltaBatch, Digest, IndexConfig, Outcome, Refusal, Section, SnapshotLoader,
+    CacheIndex, Columns, DeltaBatch, Digest, Digests, IndexConfig, Outcome, Refusal, Section,
+    Snapshot, SnapshotError, SnapshotLoader,
 };
 use quorate_cache::keys::Scheme;
 use quorate_cache::{KeySpace, Tier};
@@ -41,45 +42,151 @@ proptest! {
 
     #[test]
     fn a_snapshot_is_the_moment_at_which_it_began(
-        forest in forest(), before in steps(), after in steps(), read in prop::collection::vec(0usize..30, 60)
+        forest in forest(), before in steps(), after in steps(), acts in prop::collection::vec((0usize..30, 0u8..8), 60)
     ) {
         let (index, other) = (Arc::new(CacheIndex::new(CONFIG)), CacheIndex::new(CONFIG));
         let mut all = Replicas { index, other, model: Model::default(), incarnations: 5, clock: 7 };
         for step in before {
             all.step(&forest, step)?;
         }
-        let then = all.model.clone();
-        let digests = all.index.digests();
-        // The chunks are read while the history goes on.
-        let index = Arc::clone(&all.index);
-        let mut snapshot = index.snapshot().unwrap();
-        prop_assert!(index.snapshot().is_err());
-        let mut loader = SnapshotLoader::new(CONFIG);
-        for (step, count) in after.into_iter().zip(read) {
-            for chunk in snapshot.by_ref().take(count / 10) {
-                loader.push(&chunk).unwrap();
+        // Several are read in turns while the history goes on, and while the map that they are of is replaced.
+        let mut taken = vec![Taken::of(&all)];
+        for (step, (count, act)) in after.into_iter().zip(acts) {
+            match act {
+                0 | 1 if taken.len() < 4 => taken.push(Taken::of(&all)),
+                2 => {
+                    all.index.assume(Taken::of(&all).finish());
+                    // What was expected ended with the old one.
+                    all.model.holders.values_mut().for_each(|known| known.expected.clear());
+                }
+                _ => {}
             }
+            let turns = taken.len();
+            taken[count % turns].read(count / 4);
             all.step(&forest, step)?;
+            all.model.check(&all.index, &forest, true)?;
         }
-        for chunk in snapshot {
-            loader.push(&chunk).unwrap();
+        for taken in taken {
+            taken.check(&forest)?;
         }
-        let loaded = loader.finish().unwrap();
-        prop_assert_eq!(loaded.digests(), digests);
-        then.check(&loaded, &forest, false)?;
-        prop_assert!(index.snapshot().is_ok());
-        all.model.check(&index, &forest, true)?;
-        // What was loaded goes on like any other replica, and knows who is gone.
-        for (holder, epoch) in then.fences.iter().filter(|(holder, _)| !then.holders.contains_key(holder)) {
-            let batch = DeltaBatch { sections: vec![Section::removal(key(*holder), *epoch)] };
-            prop_assert_eq!(loaded.apply(&batch).outcomes[0].1, Outcome::Refused(Refusal::OldEpoch { epoch: *epoch }));
-        }
-        for (holder, known) in &then.holders {
-            let section = Section::new(key(*holder), known.incarnation, known.epoch, known.sequence, known.sequence + 1);
-            let outcome = loaded.apply(&DeltaBatch { sections: vec![section] }).outcomes[0].1;
-            prop_assert_eq!(outcome, Outcome::Applied { added: 0, removed: 0, refused: 0 });
+        all.model.check(&all.index, &forest, true)?;
+    }
+}
+
+/// A snapshot that is being read, and what it should be.
+struct Taken {
+    snapshot: Snapshot,
+    loader: SnapshotLoader,
+    then: Model,
+    digests: Digests,
+}
+
+impl Taken {
+    fn of(all: &Replicas) -> Self {
+        Self {
+            snapshot: all.index.snapshot(),
+            loader: SnapshotLoader::new(CONFIG),
+            then: all.model.clone(),
+            digests: all.index.digests(),
         }
     }
+
+    fn read(&mut self, chunks: usize) {
+        for chunk in self.snapshot.by_ref().take(chunks) {
+            self.loader.push(&chunk).expect("a whole chunk");
+        }
+    }
+
+    fn finish(mut self) -> CacheIndex {
+        self.read(usize::MAX);
+        self.loader.finish().expect("all chunks")
+    }
+
+    fn check(self, forest: &Forest) -> Result<(), TestCaseError> {
+        let (then, digests) = (self.then.clone(), self.digests.clone());
+        let loaded = self.finish();
+        prop_assert_eq!(loaded.digests(), digests);
+        then.check(&loaded, forest, false)?;
+        // What was loaded goes on like any other replica, and knows who is gone.
+        let gone = then.fences.iter();
+        for (holder, epoch) in gone.filter(|(holder, _)| !then.holders.contains_key(holder)) {
+            let late = Section::removal(key(*holder), *epoch);
+            let refused = Outcome::Refused(Refusal::OldEpoch { epoch: *epoch });
+            prop_assert_eq!(outcome(&loaded, late), refused);
+        }
+        for (holder, known) in &then.holders {
+            let Known {
+                incarnation,
+                epoch,
+                sequence,
+                ..
+            } = *known;
+            let mut next = Section::new(key(*holder), incarnation, epoch, sequence, sequence + 1);
+            next.stored(Tier::Gpu, None, &forest.chains[0]);
+            next.removed(Tier::Gpu, &forest.chains[0]);
+            next.cleared(None);
+            next.digest = Some(Digest::default());
+            let outcome = outcome(&loaded, next);
+            prop_assert!(matches!(outcome, Outcome::Applied { .. }), "{:?}", outcome);
+        }
+        prop_assert_eq!(loaded.stats().blocks, 0);
+        Ok(())
+    }
+}
+
+fn outcome(index: &CacheIndex, section: Section) -> Outcome {
+    let sections = vec![section];
+    index.apply(&DeltaBatch { sections }).outcomes[0].1
+}
+
+#[test]
+fn a_snapshot_that_is_no_map_is_refused() {
+    let index = CacheIndex::new(CONFIG);
+    let mut section = Section::new(key(1), 1, 1, 0, 1);
+    section.replace = true;
+    section.stored(Tier::Gpu, None, &[1, 2, 3]);
+    assert!(matches!(outcome(&index, section), Outcome::Applied { .. }));
+    let chunks: Vec<Vec<u8>> = index.snapshot().collect();
+    let load = |config: IndexConfig, chunks: &[Vec<u8>]| {
+        let mut loader = SnapshotLoader::new(config);
+        for chunk in chunks {
+            loader.push(chunk)?;
+        }
+        loader.finish().map(|_| ())
+    };
+    assert_eq!(load(CONFIG, &chunks), Ok(()));
+    assert_eq!(load(CONFIG, &chunks[..2]), Err(SnapshotError::Incomplete));
+    let two = IndexConfig { max_bytes: 96 };
+    assert_eq!(load(two, &chunks), Err(SnapshotError::TooLarge));
+    // The body of the blocks: how many, three hashes, how many intervals, and one: holder, tier, first, blocks.
+    let body = 14;
+    for (place, byte) in [
+        (body, 2),
+        (body + 26, 1),
+        (body + 27, 9),
+        (body + 28, 1),
+        (body + 29, 2),
+        (body + 29, 4),
+    ] {
+        let mut broken = chunks.clone();
+        broken[1][place] = byte;
+        let end = broken[1].len() - 4;
+        let sum = crc32fast::hash(&broken[1][..end]);
+        broken[1][end..].copy_from_slice(&sum.to_le_bytes());
+        let loaded = load(CONFIG, &broken);
+        assert!(
+            matches!(loaded, Err(SnapshotError::Malformed(_))),
+            "{place} {byte}: {loaded:?}"
+        );
+    }
+    let mut damaged = chunks.clone();
+    damaged[1][body + 3] ^= 1;
+    assert_eq!(load(CONFIG, &damaged), Err(SnapshotError::Damaged(1)));
+    let twice = [&chunks[..2], &chunks[1..]].concat();
+    assert!(matches!(
+        load(CONFIG, &twice),
+        Err(SnapshotError::OutOfOrder { .. })
+    ));
 }
 
 #[test]
@@ -97,7 +204,7 @@ fn a_holders_keys_and_mark_reach_readers_and_snapshots() {
         sections: vec![section, onward],
     });
     let mut loader = SnapshotLoader::new(CONFIG);
-    for chunk in Arc::clone(&index).shared_snapshot().unwrap() {
+    for chunk in index.snapshot() {
         loader.push(&chunk).unwrap();
     }
     let loaded = Arc::new(loader.finish().unwrap());
