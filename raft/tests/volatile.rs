@@ -275,6 +275,34 @@ fn a_removed_node_is_out_at_once() {
     assert_eq!(equal(&parts), [1]);
 }
 
+#[test]
+fn a_dead_member_is_dialled_with_pauses() {
+    let mut fleet = Fleet::new(3);
+    let mut parts = all_warm(&fleet);
+    let dead = (leader(&parts) + 1) % 3;
+    parts.remove(dead);
+    let (_dir, address, _) = fleet.nodes.remove(dead).kill();
+    // Whoever dials it is hung up on, and counted.
+    let (listener, dials) = (bind(&address), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&dials);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            drop(stream);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let lead = leader(&parts);
+    let began = Instant::now();
+    let mut number = 0;
+    while began.elapsed() < Duration::from_secs(2) {
+        parts[lead].write(number);
+        number += 1;
+    }
+    // Two groups, heartbeats and appends, each every 50 ms or so.
+    let dials = dials.load(Ordering::Relaxed);
+    assert!(dials < 600, "{dials} dials for {number} writes");
+}
+
 fn two_regions() -> Fleet {
     let regions: Tweak = Arc::new(|options: &mut Options| {
         let west = options.node_name == "node-3";

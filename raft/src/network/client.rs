@@ -287,12 +287,13 @@ impl<S: Outgoing> RaftNetworkV2<TypeConfig> for Client<S> {
         I: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            // openraft's pause after an error is before the next request: without one no connection is tried.
+            let Some(request) = input.next().await else {
+                let none: BoxStream<'s, _> = Box::pin(stream::empty());
+                return Ok(none);
+            };
             if self.lane == Lane::Urgent {
                 // A heartbeat: one request, one answer, no stream to set up.
-                let Some(request) = input.next().await else {
-                    let none: BoxStream<'s, _> = Box::pin(stream::empty());
-                    return Ok(none);
-                };
                 let reply = self.single_append(&request, &option).await?;
                 let result = wire::to_append_reply(&reply).map_err(malformed)?;
                 let one: BoxStream<'s, _> = Box::pin(stream::once(future::ready(Ok(result))));
@@ -301,7 +302,8 @@ impl<S: Outgoing> RaftNetworkV2<TypeConfig> for Client<S> {
             let (peer, header) = self.callee()?;
             let mut client = self.raft(&peer, self.lane)?;
             let mut header = Some(header);
-            let frames = input.map(move |request| wire::append(&request, header.take()));
+            let requests = stream::once(future::ready(request)).chain(input);
+            let frames = requests.map(move |request| wire::append(&request, header.take()));
             // The callee answers the headers at once, so this wait is one round trip at most.
             let replies = client
                 .append(frames)
