@@ -7,7 +7,9 @@
 //!
 //! Only the main attention group of a model has keys: a prefix counts as cached where all its layers' full attention is.
 
-use crate::hash::{Algorithm, ExtraForm, Hasher, Item, NotComputable, PromptExtras, VLLM_SEED};
+use crate::hash::{
+    Algorithm, Digest, ExtraForm, Hasher, Item, NotComputable, PromptExtras, VLLM_SEED,
+};
 use crate::index::Malformed;
 use crate::index::wire::{Reader, put_varint};
 use quorate_routing::tokens::{Origin, PromptTokens};
@@ -292,63 +294,138 @@ impl KeySpace {
         max_blocks: usize,
         keys: &mut Vec<u64>,
     ) -> Result<(), NotComputable> {
-        let size = self.inner.block_tokens as usize;
-        let mut end = tokens.ids.len().min(max_blocks.saturating_mul(size));
+        let blocks = self.blocks_of(tokens, lora_path, max_blocks)?;
+        let mut progress = self.beginning(tokens);
+        self.go_on(tokens, lora_path, &mut progress, blocks, keys)
+    }
+
+    /// How many of a prompt's blocks have keys that can be known, at most `max_blocks`; see [`Self::keys`].
+    ///
+    /// # Errors
+    /// As for [`Self::keys`], as far as that can be told beforehand.
+    pub fn blocks_of(
+        &self,
+        tokens: &PromptTokens,
+        lora_path: Option<&str>,
+        max_blocks: usize,
+    ) -> Result<usize, NotComputable> {
         if tokens.origin == Origin::Estimate {
-            return Ok(());
+            return Ok(0);
         }
+        if tokens.lora.is_some() && lora_path.is_none() && self.hashes_lora_path() {
+            // Only the engine knows the adapter's path.
+            return Err(NotComputable::NotCovered);
+        }
+        let mut end = tokens.ids.len();
         if !tokens.exact {
             end = end.min(tokens.media.first().map_or(0, |span| span.start));
         }
-        let ids = tokens.ids.get(..end).unwrap_or_default();
-        let (lora, salt) = (tokens.lora.as_deref(), tokens.salt.as_deref());
-        let Some(hasher) = &self.inner.hasher else {
-            self.own_keys(tokens, ids, keys);
-            return Ok(());
+        let size = self.inner.block_tokens.max(1) as usize;
+        Ok((end / size).min(max_blocks))
+    }
+
+    /// Before a prompt's first block.
+    #[must_use]
+    pub fn beginning(&self, tokens: &PromptTokens) -> Progress {
+        let after = match &self.inner.hasher {
+            Some(hasher) => After::Digest(hasher.root(tokens.salt.as_deref())),
+            None => {
+                let text = |text: &Option<Arc<str>>| text.clone().unwrap_or_default();
+                After::Key(self.own_root(&text(&tokens.lora), &text(&tokens.salt)))
+            }
         };
-        let adapter = match (lora, lora_path) {
-            (None, _) => None,
-            (Some(name), Some(path)) => Some((name, path)),
-            // Only the engine knows its path.
-            (Some(_), None) if self.hashes_lora_path() => return Err(NotComputable::NotCovered),
-            (Some(name), None) => Some((name, "")),
-        };
-        let items: Vec<Item<'_>> = tokens
-            .media
-            .iter()
-            .map(|span| Item {
-                identifier: &span.identifier,
-                start: span.start,
-                len: span.len,
-            })
-            .collect();
-        let extras = PromptExtras {
-            lora: adapter,
-            salt,
-            items: &items,
-        };
+        Progress { blocks: 0, after }
+    }
+
+    /// Appends the keys of further blocks of a prompt, until `blocks` of it are done: no more than [`Self::blocks_of`] says.
+    ///
+    /// # Errors
+    /// As for [`Self::keys`]. Nothing was appended then.
+    pub fn go_on(
+        &self,
+        tokens: &PromptTokens,
+        lora_path: Option<&str>,
+        progress: &mut Progress,
+        blocks: usize,
+        keys: &mut Vec<u64>,
+    ) -> Result<(), NotComputable> {
+        let size = self.inner.block_tokens as usize;
+        let ids = tokens.ids.get(..blocks.saturating_mul(size));
+        let ids = ids.unwrap_or_default();
         let from = keys.len();
-        hasher.prompt(ids, size, &extras, keys)?;
-        for key in keys.iter_mut().skip(from) {
-            *key = self.key_of_hash(*key);
+        match (&self.inner.hasher, &mut progress.after) {
+            (Some(hasher), After::Digest(digest)) => {
+                let (lora, salt) = (tokens.lora.as_deref(), tokens.salt.as_deref());
+                let items: Vec<Item<'_>> = tokens
+                    .media
+                    .iter()
+                    .map(|span| Item {
+                        identifier: &span.identifier,
+                        start: span.start,
+                        len: span.len,
+                    })
+                    .collect();
+                let extras = PromptExtras {
+                    lora: lora.map(|name| (name, lora_path.unwrap_or_default())),
+                    salt,
+                    items: &items,
+                };
+                let done = (progress.blocks, *digest);
+                *digest = hasher.prompt_after(done, ids, size, &extras, keys)?;
+                for key in keys.iter_mut().skip(from) {
+                    *key = self.key_of_hash(*key);
+                }
+            }
+            (None, After::Key(parent)) => {
+                self.own_keys((progress.blocks, parent), tokens, ids, keys);
+            }
+            // The progress of another space, whose blocks have nothing to do with these.
+            _ => return Err(NotComputable::NotCovered),
         }
+        progress.blocks = blocks;
         Ok(())
     }
 
-    fn own_keys(&self, tokens: &PromptTokens, ids: &[u32], keys: &mut Vec<u64>) {
+    fn own_keys(
+        &self,
+        (done, parent): (usize, &mut u64),
+        tokens: &PromptTokens,
+        ids: &[u32],
+        keys: &mut Vec<u64>,
+    ) {
         let size = self.inner.block_tokens as usize;
-        let text = |text: &Option<Arc<str>>| text.clone().unwrap_or_default();
-        let mut parent = self.own_root(&text(&tokens.lora), &text(&tokens.salt));
-        for (at, block) in ids.chunks_exact(size).enumerate() {
+        for (at, block) in ids.chunks_exact(size).enumerate().skip(done) {
             let (start, end) = (at * size, (at + 1) * size);
             let items = tokens
                 .media
                 .iter()
                 .filter(|span| span.start < end && span.start.saturating_add(span.len) > start)
                 .map(|span| (span.identifier.as_str(), span.start as i64 - start as i64));
-            parent = self.own_key(parent, block, items);
-            keys.push(parent);
+            *parent = self.own_key(*parent, block, items);
+            keys.push(*parent);
         }
+    }
+}
+
+/// How far the keys of a prompt are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    blocks: usize,
+    after: After,
+}
+
+/// What the next block's key is made from besides its own tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Digest(Option<Digest>),
+    Key(u64),
+}
+
+impl Progress {
+    /// Blocks done.
+    #[must_use]
+    pub const fn blocks(&self) -> usize {
+        self.blocks
     }
 }
 

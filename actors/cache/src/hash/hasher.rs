@@ -279,15 +279,34 @@ impl Hasher {
         extras: &PromptExtras<'_>,
         keys: &mut Vec<u64>,
     ) -> Result<(), NotComputable> {
+        self.prompt_after(
+            (0, self.root(extras.salt)),
+            tokens,
+            block_size,
+            extras,
+            keys,
+        )
+        .map(|_| ())
+    }
+
+    /// The same for what follows the first blocks of a prompt, whose number and last digest are given. `tokens` is the whole prompt.
+    /// Answers the digest of its last full block.
+    pub fn prompt_after(
+        &self,
+        (done, mut parent): (usize, Option<Digest>),
+        tokens: &[u32],
+        block_size: usize,
+        extras: &PromptExtras<'_>,
+        keys: &mut Vec<u64>,
+    ) -> Result<Option<Digest>, NotComputable> {
         if block_size == 0 {
             return Err(NotComputable::NoBlockSize);
         }
         let before = keys.len();
-        let mut parent = self.root(extras.salt);
         let (mut scratch, mut of_block) = (Vec::new(), Vec::new());
         // Items end in ascending order too: those before `first` are behind.
         let mut first = 0;
-        for (at, block) in tokens.chunks_exact(block_size).enumerate() {
+        for (at, block) in tokens.chunks_exact(block_size).enumerate().skip(done) {
             let (start, end) = (at * block_size, (at + 1) * block_size);
             of_block.clear();
             if let Some((name, path)) = extras.lora {
@@ -321,6 +340,6 @@ impl Hasher {
                 }
             }
         }
-        Ok(())
+        Ok(parent)
     }
 }

@@ -147,22 +147,11 @@ impl Precise {
         tokens: &PromptTokens,
         keys: &mut Vec<u64>,
     ) -> bool {
-        let known = self.cache.known(space.hash, lora_path, tokens);
-        if self.cache.get(known, keys) {
-            return true;
-        }
         let block = space.space.block_tokens().max(1) as usize;
         let most = tokens.ids.len().saturating_sub(1) / block;
-        let from = keys.len();
-        let made = space
-            .space
-            .keys(tokens, lora_path, most.min(MOST_BLOCKS), keys);
-        if made.is_err() {
-            keys.truncate(from);
-            return false;
-        }
-        self.cache.put(known, keys.get(from..).unwrap_or_default());
-        true
+        let of = (&space.space, space.hash);
+        self.cache
+            .keys(of, tokens, lora_path, most.min(MOST_BLOCKS), keys)
     }
 
     fn look_up(

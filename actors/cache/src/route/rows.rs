@@ -7,6 +7,7 @@ use crate::keys::KeySpace;
 use quorate_routing::Endpoint;
 use quorate_routing::pipeline::Row;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Weak};
 
 /// Routes that a thread remembers. There is one for each model.
@@ -20,13 +21,32 @@ pub(super) struct Space {
     pub hash: u64,
 }
 
+/// Nobody outside chooses the number of an endpoint: one multiplication spreads them.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 ^= self.0 >> 32;
+    }
+}
+
 /// See the module's documentation.
 #[derive(Default)]
 pub(super) struct RouteRows {
     /// Weak: an address stays taken, and so tells endpoints apart, as long as it is here.
     endpoints: Vec<Weak<Endpoint>>,
     holders: Holders,
-    by_incarnation: HashMap<u64, Row>,
+    by_incarnation: HashMap<u64, Row, BuildHasherDefault<NumberHasher>>,
     /// Different ones among the holders.
     pub spaces: Vec<Space>,
     /// The first holder of each row that has any, with the place of its space; sorted.
