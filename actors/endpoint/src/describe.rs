@@ -61,5 +61,6 @@ fn status(shared: &Shared, entry: &Entry) -> EndpointStatus {
         breaker: endpoint.breaker_state(now).as_str().to_owned(),
         last_error: facts.last_error,
         engine: facts.engine.into(),
+        conditions: entry.conditions(),
     }
 }

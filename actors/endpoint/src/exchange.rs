@@ -118,6 +118,8 @@ pub struct Report {
     pub models: Vec<ServedModel>,
     /// Why it is not ready, or the last trouble.
     pub last_error: String,
+    /// What is wrong and keeps nobody from using it, each with a name.
+    pub conditions: Vec<String>,
     /// The engine if known.
     pub engine: v1::Engine,
     /// Held back because it made no progress.
@@ -134,6 +136,7 @@ impl Default for Report {
             read_at: 0,
             models: Vec::new(),
             last_error: String::new(),
+            conditions: Vec::new(),
             engine: v1::Engine::Unspecified,
             stalled: false,
         }
@@ -185,6 +188,7 @@ impl Report {
                 })
                 .collect(),
             last_error: report.last_error.clone(),
+            conditions: report.conditions.clone(),
             engine: i32::try_from(report.engine)
                 .ok()
                 .and_then(|e| v1::Engine::try_from(e).ok())
@@ -233,6 +237,7 @@ impl Report {
             })
             .collect();
         message.last_error = r.last_error.clone();
+        message.conditions.clone_from(&r.conditions);
         message.engine = u32::try_from(r.engine as i32).unwrap_or(0);
         message.stalled = r.stalled;
         message
@@ -271,6 +276,7 @@ mod tests {
                 ..Default::default()
             }],
             last_error: "stalled".into(),
+            conditions: vec!["KvEventsSilent: nothing".into()],
             engine: v1::Engine::Sglang,
             stalled: true,
         };

@@ -179,6 +179,14 @@ impl PlaneHandle {
         describe::describe(&self.shared, name)
     }
 
+    /// Says what is wrong with an endpoint in the eyes of another part of this node, each with a name; the other nodes hear of it if this one
+    /// owns the endpoint. What is not declared is passed over.
+    pub fn set_conditions(&self, name: &str, conditions: Vec<String>) {
+        if let Some(entry) = self.shared.catalog.load().entries.get(name) {
+            entry.set_conditions(conditions);
+        }
+    }
+
     /// What this node schedules a pool by; `None`: it is not declared.
     pub fn describe_pool(&self, name: &str) -> Option<PoolStatus> {
         let mut status = self.shared.policies.lock().status(name)?;

@@ -41,6 +41,8 @@ pub struct Entry {
     /// A suspicion is in the mailbox already.
     pub suspected: AtomicBool,
     facts: Mutex<Facts>,
+    /// What others of this node found wrong.
+    conditions: Mutex<Vec<String>>,
 }
 
 /// What only people and the next owner ask for.
@@ -48,6 +50,8 @@ pub struct Entry {
 pub struct Facts {
     /// Why it is not ready, or the last trouble.
     pub last_error: String,
+    /// What is wrong and keeps nobody from using it.
+    pub conditions: Vec<String>,
     /// The engine as recognised.
     pub engine: Engine,
     /// It made no progress.
@@ -72,6 +76,7 @@ impl Entry {
             door: ArcSwapOption::empty(),
             suspected: AtomicBool::new(false),
             facts: Mutex::new(facts),
+            conditions: Mutex::default(),
         }
     }
 
@@ -93,6 +98,20 @@ impl Entry {
     /// Replaces the facts.
     pub fn set_facts(&self, facts: Facts) {
         *self.facts.lock() = facts;
+    }
+
+    /// Replaces what others of this node found wrong.
+    pub fn set_conditions(&self, conditions: Vec<String>) {
+        *self.conditions.lock() = conditions;
+    }
+
+    /// What is wrong: as others of this node found it, else as its owner reported it.
+    pub fn conditions(&self) -> Vec<String> {
+        let here = self.conditions.lock().clone();
+        if here.is_empty() {
+            return self.facts.lock().conditions.clone();
+        }
+        here
     }
 
     /// Asks its actor, if it runs here, to probe at once. At most one such message is under way.
@@ -275,17 +294,19 @@ impl Shared {
         self.flows.endpoints_changed();
         entry.set_facts(Facts {
             last_error: report.last_error.clone(),
+            conditions: report.conditions.clone(),
             engine: report.engine,
             stalled: report.stalled,
         });
     }
 
     /// An owned endpoint's news: publishes them here and to the peers.
-    pub fn report(&self, entry: &Entry, report: Report) {
+    pub fn report(&self, entry: &Entry, mut report: Report) {
         // A last message of an actor that is being stopped must not speak against the new owner.
         if entry.owner() != self.node_id() {
             return;
         }
+        report.conditions = entry.conditions.lock().clone();
         self.publish(entry, &report);
         let mut outbox = self.outbox.lock();
         if outbox.report(&entry.key, report) {

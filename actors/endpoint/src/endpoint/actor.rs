@@ -340,6 +340,8 @@ impl State {
                 .into_iter()
                 .find(|t| !t.is_empty())
                 .unwrap_or_default(),
+            // Not this actor's to know.
+            conditions: Vec::new(),
             engine: self.engine,
             stalled: self.vitals.is_stalled(),
         }

@@ -239,6 +239,9 @@ fn endpoint_text(
     lines.put("  Adapters", &status.adapters.join(", "));
     lines.put("  Breaker", &status.breaker);
     lines.put("  Last error", &status.last_error);
+    for condition in &status.conditions {
+        lines.put("  Condition", condition);
+    }
     lines.write(&mut out)?;
     Ok(out)
 }

@@ -154,6 +154,10 @@ pub(super) fn status_tree(status: &EndpointStatus) -> Tree {
     );
     tree.put_some("breaker", status.breaker.as_str());
     tree.put_some("lastError", status.last_error.as_str());
+    if !status.conditions.is_empty() {
+        let conditions = status.conditions.iter().map(String::as_str);
+        tree.put("conditions", conditions.collect::<Tree>());
+    }
     tree.put_some("engine", engine_word(status.engine));
     tree
 }

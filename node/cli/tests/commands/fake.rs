@@ -522,6 +522,7 @@ impl endpoints_server::Endpoints for Fake {
             breaker: "closed".to_owned(),
             last_error: String::new(),
             engine: 1,
+            conditions: vec!["KvEventsSilent: nothing is announced".to_owned()],
         };
         Ok(Response::new(v1::DescribeEndpointResponse {
             resource: Some(resource),

@@ -93,6 +93,7 @@ Live state, seen by node 2:
   Engine:       vllm
   Models:       llama
   Breaker:      closed
+  Condition:    KvEventsSilent: nothing is announced
 ";
     assert!(out.ends_with(live), "{out}");
     assert!(
@@ -101,6 +102,10 @@ Live state, seen by node 2:
     );
     let json = run(&server, "describe ep/gpu-1 -o json").await.ok();
     assert!(json.contains("\"totalInFlight\": 7"), "{json}");
+    assert!(
+        json.contains("\"KvEventsSilent: nothing is announced\""),
+        "{json}"
+    );
 
     let out = run(&server, "describe pool chat").await.ok();
     assert!(out.contains("Endpoints: 2 of 2 ready\n"), "{out}");
