@@ -3,6 +3,7 @@
 mod access;
 mod cache;
 mod cache_seen;
+mod cache_sources;
 mod clients;
 mod command_line;
 mod control_api;

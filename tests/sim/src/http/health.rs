@@ -13,9 +13,16 @@ pub fn health(call: &Call) -> Response<SimBody> {
     respond(if ill { 503 } else { 200 }, json_type(), Vec::new())
 }
 
-/// `GET /version`.
-pub fn version() -> Response<SimBody> {
-    ok_json(&json!({"version": concat!("sim-", env!("CARGO_PKG_VERSION"))}))
+/// `GET /version`. Where events of a vLLM release are published, it is that release.
+pub fn version(call: &Call) -> Response<SimBody> {
+    let events = call.live.shared.events.as_deref();
+    let name = events.map(|events| events.format().name());
+    let release = name.as_deref().and_then(|name| name.strip_prefix("vllm-"));
+    let version = match release {
+        Some(release) => format!("{release}.0"),
+        None => concat!("sim-", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    ok_json(&json!({ "version": version }))
 }
 
 /// `GET /metrics`.

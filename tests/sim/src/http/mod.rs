@@ -352,7 +352,7 @@ async fn perform(call: Call, action: Action) -> Result<Response<SimBody>, ApiErr
         Action::LoadLora => models::load_lora(&call),
         Action::UnloadLora => models::unload_lora(&call),
         Action::Health => Ok(health::health(&call)),
-        Action::Version => Ok(health::version()),
+        Action::Version => Ok(health::version(&call)),
         Action::Metrics => Ok(health::metrics(&call)),
         Action::ResetPrefixCache => Ok(health::reset_prefix_cache(&call)),
         Action::KvEventSources => Ok(kv_events::sources(&call)),
