@@ -153,7 +153,7 @@ fn snapshot() -> Vec<Vec<u8>> {
         index.apply(batch);
     }
     let mut out = Vec::new();
-    for chunk in index.snapshot().into_iter().flatten() {
+    for chunk in index.snapshot() {
         out.extend((chunk.len() as u16).to_be_bytes());
         out.extend(chunk);
     }

@@ -1,5 +1,6 @@
 //! The map of KV-cache blocks on this node: its replica in the region's `cache` group, and what this node as an owner tells the group.
 
+mod ask;
 pub mod desk;
 pub mod exchange;
 pub mod figures;
@@ -8,26 +9,24 @@ pub mod regions;
 mod usage;
 mod wire;
 
+use ask::OverHttp;
 use bytes::Bytes;
 use desk::{CacheDesk, is_followed};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use quorate_cache::feed::Replicated;
 use quorate_cache::feed::actor::{
     CacheFeeder, FeederHandle, FeederOptions, Log, Proposing, Target, Targets,
 };
-use quorate_cache::feed::{Asking, Engines, Replicated};
 use quorate_cache::index::{CacheIndex, IndexConfig, Snapshot, SnapshotLoader};
 use quorate_cache::route::CachePlugins;
 use quorate_endpoint::PlaneHandle;
 use quorate_raft::{Cluster, Frozen, Install, Replica, VolatileGroup};
-use quorate_routing::{RoutingView, SharedView};
+use quorate_routing::cache::{CacheNeeds, EventsFrom};
+use quorate_routing::{Endpoint, EndpointSpec, RoutingView, SharedView};
 use regions::Regions;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -39,9 +38,6 @@ const WARM_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(250);
 /// How often the map's figures are published.
 const FIGURES: Duration = Duration::from_secs(1);
-/// Time and bytes of an engine's answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-const MAX_ANSWER: usize = 1 << 20;
 
 /// The running parts.
 pub struct CacheParts {
@@ -62,6 +58,7 @@ impl CacheParts {
         view: SharedView,
         (index, config): (Arc<CacheIndex>, IndexConfig),
         plugins: CachePlugins,
+        tls: Option<Arc<rustls::ClientConfig>>,
     ) -> anyhow::Result<Self> {
         let replica = Arc::new(Replicated::new(Arc::clone(&index), config));
         let group = cluster
@@ -69,6 +66,7 @@ impl CacheParts {
             .await?;
         let stop = CancellationToken::new();
         let (told, targets) = watch::channel(Targets::default());
+        let engines = Arc::new(OverHttp::new(Arc::clone(&view), tls));
         let watching = watch_targets(
             cluster.node_id(),
             Arc::clone(plane),
@@ -84,11 +82,12 @@ impl CacheParts {
             };
             until.run_until_cancelled(all).await;
         });
+        let stop_telling = stop.clone();
         let feeder = CacheFeeder::start(FeederOptions {
             part: (cluster.node_id() as u32) << 16 | u32::from(fastrand::u16(..)),
             replica: Arc::clone(&replica),
             log: Arc::new(ThroughGroup(group.clone())),
-            engines: Arc::new(OverHttp),
+            engines,
             targets,
         })
         .await?;
@@ -113,6 +112,8 @@ impl CacheParts {
         });
         let (until, telling) = (stop.clone(), Arc::clone(&desk));
         tokio::spawn(async move { until.run_until_cancelled(regions::tell(&telling)).await });
+        let conditions = tell_conditions(Arc::clone(plane), Arc::clone(&feeder));
+        tokio::spawn(async move { stop_telling.run_until_cancelled(conditions).await });
         Ok(Self {
             group,
             feeder,
@@ -155,8 +156,12 @@ async fn watch_targets(
     loop {
         ticks.tick().await;
         let nodes = live.borrow().clone();
-        let now = targets(&view.load(), |name, region| {
-            nodes.endpoint_owner(name, region) == Some(node_id)
+        let here = nodes.iter().find(|(id, _)| *id == node_id);
+        let here = here.map(|(_, region)| Arc::clone(region));
+        let now = targets(&view.load(), |spec, needs| match needs.events {
+            // Whichever router an engine dials has its stream.
+            EventsFrom::Bind(_) => here.as_ref() == Some(&spec.region),
+            _ => nodes.endpoint_owner(&spec.name, &spec.region) == Some(node_id),
         });
         told.send_if_modified(|before| {
             let changed = *before != now;
@@ -166,7 +171,43 @@ async fn watch_targets(
     }
 }
 
-fn targets(view: &RoutingView, is_ours: impl Fn(&str, &str) -> bool) -> Targets {
+/// Brings what the feeder finds wrong into what this node says of the endpoints.
+async fn tell_conditions(plane: Arc<PlaneHandle>, feeder: Arc<FeederHandle>) {
+    let mut told: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
+    let mut ticks = tokio::time::interval(FIGURES);
+    loop {
+        ticks.tick().await;
+        let mut now: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
+        for status in feeder.status().into_values() {
+            let all = now.entry(status.endpoint).or_default();
+            all.extend(status.conditions.iter().map(ToString::to_string));
+            // Each rank of an engine has what is the engine's.
+            all.sort();
+            all.dedup();
+        }
+        for (endpoint, conditions) in &now {
+            plane.set_conditions(endpoint, conditions.clone());
+        }
+        for endpoint in told.keys().filter(|name| !now.contains_key(*name)) {
+            plane.set_conditions(endpoint, Vec::new());
+        }
+        told = now;
+    }
+}
+
+/// An engine's own block size where its events do not say it.
+fn with_block(needs: &Arc<CacheNeeds>, endpoint: &Endpoint) -> Arc<CacheNeeds> {
+    let shape = endpoint.cache_shape().map(|shape| shape.block_tokens);
+    match (&needs.events, needs.block_tokens, shape) {
+        (EventsFrom::Poll, None, Some(block)) if block > 0 => Arc::new(CacheNeeds {
+            block_tokens: Some(block),
+            ..CacheNeeds::clone(needs)
+        }),
+        _ => Arc::clone(needs),
+    }
+}
+
+fn targets(view: &RoutingView, is_ours: impl Fn(&EndpointSpec, &CacheNeeds) -> bool) -> Targets {
     let mut owned = Vec::new();
     let mut declared = BTreeSet::new();
     for pool in view.pools() {
@@ -174,7 +215,7 @@ fn targets(view: &RoutingView, is_ours: impl Fn(&str, &str) -> bool) -> Targets 
         for endpoint in &pool.endpoints {
             let spec = endpoint.spec();
             declared.insert(spec.incarnation);
-            let Some(needs) = needs.filter(|_| is_ours(&spec.name, &spec.region)) else {
+            let Some(needs) = needs.filter(|needs| is_ours(spec, needs)) else {
                 continue;
             };
             let models = endpoint.models();
@@ -189,7 +230,7 @@ fn targets(view: &RoutingView, is_ours: impl Fn(&str, &str) -> bool) -> Targets 
                 target: spec.target.clone(),
                 model: model.into(),
                 rank: spec.rank,
-                needs: Arc::clone(needs),
+                needs: with_block(needs, endpoint),
             });
         }
     }
@@ -257,46 +298,4 @@ impl Log for ThroughGroup {
                 .map_err(|error| error.to_string())
         })
     }
-}
-
-/// Engines are asked over plain HTTP; one connection a question.
-struct OverHttp;
-
-impl Engines for OverHttp {
-    fn get<'a>(&'a self, endpoint: &'a Target, path: &'a str) -> Asking<'a> {
-        Box::pin(async move {
-            match tokio::time::timeout(ANSWER_WITHIN, get(endpoint, path)).await {
-                Ok(answer) => answer.map_err(|error| format!("{path}: {error}")),
-                Err(_) => Err(format!("{path}: no answer within {ANSWER_WITHIN:?}")),
-            }
-        })
-    }
-}
-
-async fn get(endpoint: &Target, path: &str) -> anyhow::Result<Option<Bytes>> {
-    let target = &endpoint.target;
-    anyhow::ensure!(
-        !target.tls,
-        "engines behind https are not asked; name the events' port in the pool's configuration"
-    );
-    let stream = TcpStream::connect((target.host.as_str(), target.port)).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let driving = tokio::spawn(connection);
-    let request = http::Request::get(path)
-        .header(http::header::HOST, &target.authority)
-        .body(Empty::<Bytes>::new())?;
-    let answer = sender.send_request(request).await;
-    let answer = match answer {
-        Ok(answer) if answer.status() == http::StatusCode::OK => {
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-            Ok(Some(
-                body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes(),
-            ))
-        }
-        Ok(answer) if answer.status() == http::StatusCode::NOT_FOUND => Ok(None),
-        Ok(answer) => Err(anyhow::anyhow!("status {}", answer.status())),
-        Err(error) => Err(error.into()),
-    };
-    driving.abort();
-    answer
 }

@@ -178,13 +178,14 @@ impl Node {
             peers: peers.clone(),
             view: Arc::clone(&view),
             declare: Arc::new(declare::ThroughCluster::new(cluster.clone())),
-            tls,
+            tls: tls.clone(),
             timing: quorate_endpoint::Timing::default(),
             registry: plugins.register(Registry::default()),
         })
         .await?;
         let plane = Arc::new(plane);
-        let cache = CacheParts::start(cluster, &plane, cache_view, (index, index_config), seen)
+        let map = (index, index_config);
+        let cache = CacheParts::start(cluster, &plane, cache_view, map, seen, tls)
             .await
             .context("cannot follow the engines' KV caches")?;
         doors.exchange.set(plane.load_receiver());

@@ -6,7 +6,7 @@ mod route;
 
 use quorate_cache::Tier;
 use quorate_cache::index::{CacheIndex, Expected};
-use quorate_routing::cache::{EventsFrom, NotLookedUp};
+use quorate_routing::cache::{CacheNeeds, EventsFrom, NotLookedUp};
 use quorate_routing::config::EndpointPickerConfig;
 use quorate_routing::pipeline::Column;
 use quorate_routing::tokens::{Origin, PromptTokens};
@@ -270,7 +270,19 @@ fn parameters_say_what_engines_must_be_asked() {
         Ok::<_, String>((compiled.cache.unwrap(), warnings.join("\n")))
     };
     let (plain, warnings) = needs("{}").unwrap();
-    assert_eq!((plain, warnings), (Default::default(), String::new()));
+    assert!(plain.self_check);
+    let rest = CacheNeeds {
+        self_check: false,
+        ..CacheNeeds::clone(&plain)
+    };
+    assert_eq!((rest, warnings), (Default::default(), String::new()));
+    let (polled, warnings) = needs(
+        "{kvEventsConfig: {zmqEndpoint: 'tcp://*:5557', engineType: trtllm, selfCheck: false}}",
+    )
+    .unwrap();
+    assert_eq!(polled.events, EventsFrom::Poll);
+    assert!(!polled.self_check);
+    assert!(warnings.contains("polled"), "{warnings}");
     let (guide, warnings) = needs(
         "{tokenProcessorConfig: {blockSize: 64, hashSeed: '42'}, speculativeIndexing: true, speculativeTTL: 2s, \
          kvEventsConfig: {topicFilter: 'kv@', concurrency: 4, discoverPods: true, podDiscoveryConfig: {socketPort: 5556, \

@@ -15,6 +15,8 @@ pub enum EventsFrom {
     Port(u16),
     /// The engines dial this ZMQ address of the router's, `tcp://*:5557` say.
     Bind(String),
+    /// Each engine is polled for them (TensorRT-LLM).
+    Poll,
     /// Nowhere.
     Off,
 }
@@ -34,6 +36,8 @@ pub struct CacheNeeds {
     pub algorithm: Option<String>,
     /// What engines' hashes begin with (`PYTHONHASHSEED`).
     pub hash_seed: Option<String>,
+    /// An engine of which nothing is heard gets a small prompt, to see whether and how it announces its blocks.
+    pub self_check: bool,
 }
 
 /// What one data-parallel rank of an endpoint has of a prompt, in blocks of its engine's size.

@@ -31,6 +31,14 @@ pub fn describe() {
         "quorate_cache_map_expectations_total",
         "Expected blocks by what became of them: confirmed by the engine, or dropped in time"
     );
+    describe_gauge!(
+        "quorate_cache_endpoint_condition",
+        "1 while something is wrong with how an endpoint's cache is followed, by the condition's name, on the node that follows it"
+    );
+    describe_counter!(
+        "quorate_cache_unattributed_total",
+        "Messages of engines that dialled in and that no endpoint could be found for"
+    );
     describe_counter!(
         "quorate_cache_map_sections_refused_total",
         "Changes that did not continue what the map had; their owners send the full set"

@@ -66,7 +66,6 @@ pub fn link(status: &FeederStatus, held: Option<&HolderStatus>, now: Instant) ->
     let trimmed = held.is_some_and(|held| held.trimmed);
     let unknown_tier = status.blocks[Tier::Unknown as usize] > 0;
     let conditions = [
-        (status.hash_mismatch, "HashMismatch"),
         (unknown_tier, "UnknownTier"),
         (trimmed, "MapFull"),
         (status.agrees == Some(false), "DigestDiffers"),
@@ -99,6 +98,7 @@ pub fn link(status: &FeederStatus, held: Option<&HolderStatus>, now: Instant) ->
             .into_iter()
             .filter(|(is, _)| *is)
             .map(|(_, name)| name.to_owned())
+            .chain(status.conditions.iter().map(ToString::to_string))
             .collect(),
         blocks: Some(tiers(&status.blocks)),
         proposed: totals.sections,

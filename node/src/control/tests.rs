@@ -109,7 +109,7 @@ impl Node {
         .unwrap();
         let plane = Arc::new(plane);
         let map = (Arc::clone(&index), config);
-        let cache = CacheParts::start(&cluster, &plane, view, map, plugins)
+        let cache = CacheParts::start(&cluster, &plane, view, map, plugins, None)
             .await
             .unwrap();
         let recorder = Arc::new(Recorder::new(RecorderOptions {

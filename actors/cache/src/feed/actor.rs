@@ -1,27 +1,24 @@
 //! The actor: follows the engines of the endpoints that this node owns, and tells the log what they hold.
 
+mod look;
 mod parts;
+mod streams;
 
-use super::holder::{Holder, Verdict};
-use super::mirror::Naming;
+use super::holder::Verdict;
 use super::outcome::decode_outcomes;
 use super::proposals::{Answer, Proposals};
 use super::sources;
-use super::status::{FeederStatus, Statuses};
-use crate::events::{Batch, decode};
-use crate::hash::ExtraForm;
+use super::status::Statuses;
+use crate::events::Batch;
 use crate::index::HolderKey;
-use crate::keys::Scheme;
-use crate::link::{Direction, EventSource, LinkConfig, LinkEvent, ReplayAt, Reset, Subscriber};
+use crate::link::Address;
 use bytes::Bytes;
 use metrics::{counter, histogram};
 use quorate_routing::cache::{CacheNeeds, EventsFrom};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc};
-use xxhash_rust::xxh3::xxh3_64;
 
 const TICK: Duration = Duration::from_millis(50);
 /// Ticks between two audits, and between two looks at the links.
@@ -37,8 +34,8 @@ const REPEAT: Duration = Duration::from_millis(200);
 /// Engine messages that wait for the actor.
 const WAITING: usize = 256;
 
+use parts::Follow;
 pub use parts::{FeederHandle, FeederOptions, Log, Msg, Proposing, State, Target, Targets};
-use parts::{Follow, Link};
 
 /// See the module's documentation.
 pub struct CacheFeeder {
@@ -93,6 +90,7 @@ impl Actor for CacheFeeder {
             proposals: Proposals::default(),
             follows: BTreeMap::new(),
             links: BTreeMap::new(),
+            bound: BTreeMap::new(),
             later: Vec::new(),
             orphans: HashMap::new(),
             ticks: 0,
@@ -115,10 +113,19 @@ impl Actor for CacheFeeder {
                 self.sources(state, endpoint, generation, found).await;
             }
             Msg::Link(key, generation, event, _permit) => {
-                if self.link(state, key, generation, event) {
-                    self.rewind(state, key).await;
-                }
+                self.linked(state, key, generation, event).await;
                 self.send(state, false);
+            }
+            Msg::Dialled(at, generation, event, _permit) => {
+                self.dialled(state, &at, generation, event);
+                self.send(state, false);
+            }
+            Msg::Polled(endpoint, generation, polled, _permit) => {
+                self.polled(state, endpoint, generation, polled);
+                self.send(state, false);
+            }
+            Msg::Probed(endpoint, generation, answer) => {
+                self.probed(state, endpoint, generation, answer);
             }
             Msg::Answered(id, answer) => self.answered(state, id, answer),
         }
@@ -137,7 +144,10 @@ impl CacheFeeder {
             .map(|(endpoint, _)| *endpoint)
             .collect();
         for endpoint in gone {
-            state.follows.remove(&endpoint);
+            if let Some(mut follow) = state.follows.remove(&endpoint) {
+                look::say(&mut follow, Vec::new());
+            }
+            state.bound.values_mut().for_each(|b| b.streams.clear());
             state.links.retain(|key, _| key.endpoint != endpoint);
             let removed = targets
                 .declared
@@ -163,8 +173,7 @@ impl CacheFeeder {
             if state.follows.contains_key(&endpoint) {
                 continue;
             }
-            state.generations += 1;
-            let generation = state.generations;
+            let generation = state.generation();
             let asking = tokio::spawn(sources::ask(
                 target.clone(),
                 Arc::clone(&self.options.engines),
@@ -177,162 +186,23 @@ impl CacheFeeder {
                     }
                 },
             ));
-            let follow = Follow {
-                target: target.clone(),
-                generation,
-                asking: asking.abort_handle(),
-                problem: None,
-            };
+            let follow = Follow::new(target.clone(), generation, asking.abort_handle());
             state.follows.insert(endpoint, follow);
         }
-    }
-
-    async fn sources(
-        &self,
-        state: &mut State,
-        endpoint: u64,
-        generation: u64,
-        found: Result<Vec<EventSource>, String>,
-    ) {
-        let Some(follow) = state.follows.get_mut(&endpoint) else {
-            return;
-        };
-        if follow.generation != generation {
-            return;
-        }
-        let found = match found {
-            Ok(found) => found,
-            Err(problem) => {
-                follow.problem = Some(problem);
-                return;
-            }
-        };
-        follow.problem = found
-            .is_empty()
-            .then(|| "the engine publishes no KV-cache events".to_owned());
-        let target = follow.target.clone();
-        let wanted: BTreeMap<HolderKey, EventSource> = found
-            .into_iter()
-            .filter(|source| target.rank.is_none_or(|rank| rank == source.rank))
-            .map(|source| {
-                let rank = source.rank;
-                (HolderKey { endpoint, rank }, source)
+        // One socket serves all that are to dial its address; of pools that want it in other ways, the first one has its.
+        let dialled: BTreeSet<(Address, String, Option<u16>)> = state
+            .follows
+            .values()
+            .filter_map(|follow| {
+                let (target, needs) = (&follow.target, &follow.target.needs);
+                let at = target.dials().ok().flatten()?;
+                Some((at, needs.topic.clone(), needs.replay_port))
             })
             .collect();
-        let ended = |key: &HolderKey, link: &Link| {
-            key.endpoint == endpoint && wanted.get(key) != Some(&link.source)
-        };
-        state.links.retain(|key, link| !ended(key, link));
-        for (key, source) in wanted {
-            if !state.links.contains_key(&key) {
-                self.begin(state, &target, key, source, true).await;
-            }
-        }
-    }
-
-    /// Takes a holder over and opens the link to its engine's stream.
-    async fn begin(
-        &self,
-        state: &mut State,
-        target: &Target,
-        key: HolderKey,
-        source: EventSource,
-        adopt: bool,
-    ) {
-        let needs = &target.needs;
-        let naming = Naming {
-            model: Arc::clone(&target.model),
-            block_tokens: source.block_size.or(needs.block_tokens),
-            scheme: Scheme::of(
-                needs.algorithm.as_deref().filter(|_| adopt),
-                needs.hash_seed.as_deref(),
-                ExtraForm::Tagged,
-            ),
-        };
-        let known = self.options.replica.index().copy(key);
-        let resumes = adopt && source.replay.is_some();
-        let (holder, resume) =
-            Holder::take_over(key, naming, self.options.part, known.as_ref(), resumes);
-        state.proposals.holders.insert(key, holder);
-        let mut config = LinkConfig::new(Direction::Dial(source.events.clone()));
-        config.topic.clone_from(&source.topic);
-        config.resume = resume;
-        if let Some(replay) = &source.replay {
-            config.replay = ReplayAt::Address(replay.clone());
-        }
-        let (out, mut events) = mpsc::channel(WAITING);
-        let subscriber = match Subscriber::start(config, out).await {
-            Ok(subscriber) => subscriber,
-            Err(error) => {
-                tracing::warn!(endpoint = %target.name, %error, "no link to the engine's KV-cache events");
-                return;
-            }
-        };
-        state.generations += 1;
-        let generation = state.generations;
-        let actor = state.myself.clone();
-        let room = Arc::new(Semaphore::new(WAITING));
-        let forward = tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-                    return;
-                };
-                if actor
-                    .cast(Msg::Link(key, generation, event, permit))
-                    .is_err()
-                {
-                    return;
-                }
-            }
+        state.bound.retain(|at, bound| {
+            let (topic, replay) = bound.config.clone();
+            dialled.contains(&(at.clone(), topic, replay))
         });
-        let link = Link {
-            generation,
-            subscriber,
-            forward: forward.abort_handle(),
-            source,
-        };
-        state.links.insert(key, link);
-    }
-
-    /// Takes what a stream says. True if the engine should say everything again.
-    fn link(&self, state: &mut State, key: HolderKey, generation: u64, event: LinkEvent) -> bool {
-        let current = state
-            .links
-            .get(&key)
-            .is_some_and(|l| l.generation == generation);
-        let Some(holder) = state.proposals.holders.get_mut(&key).filter(|_| current) else {
-            return false;
-        };
-        match event {
-            LinkEvent::Reset { why, .. } => {
-                counter!("quorate_cache_resets_total", "reason" => why.as_str()).increment(1);
-                holder.reset(why == Reset::Restarted);
-            }
-            LinkEvent::Batch { seq, payload, .. } => {
-                counter!("quorate_cache_event_batches_total").increment(1);
-                match decode(&payload, &mut state.batch) {
-                    Ok(()) => return holder.apply(Some(seq), xxh3_64(&payload), &state.batch),
-                    Err(error) => {
-                        counter!("quorate_cache_resets_total", "reason" => "unreadable")
-                            .increment(1);
-                        tracing::warn!(endpoint = key.endpoint, rank = key.rank, %error, "a batch of KV-cache events cannot be read");
-                        holder.unreadable();
-                    }
-                }
-            }
-        }
-        false
-    }
-
-    /// The engine does not hash as its settings say: from the beginning of its buffer, with keys of our own.
-    async fn rewind(&self, state: &mut State, key: HolderKey) {
-        counter!("quorate_cache_resets_total", "reason" => "hash mismatch").increment(1);
-        let target = state.follows.get(&key.endpoint).map(|f| f.target.clone());
-        if let (Some(target), Some(link)) = (target, state.links.remove(&key)) {
-            let source = link.source.clone();
-            drop(link);
-            self.begin(state, &target, key, source, false).await;
-        }
     }
 
     fn send(&self, state: &mut State, tick: bool) {
@@ -386,6 +256,14 @@ impl CacheFeeder {
         let now = Instant::now();
         let due: Vec<_> = state.later.extract_if(.., |(at, ..)| *at <= now).collect();
         for (_, key, epoch) in due {
+            if epoch.is_some() && self.has_left(state, key.endpoint) {
+                // Its engine dialled another router, which has the holder now.
+                state.proposals.holders.remove(&key);
+                if let Some(follow) = state.follows.get_mut(&key.endpoint) {
+                    follow.stream = None;
+                }
+                continue;
+            }
             // Still here: ownership says that it is ours.
             if let Some(holder) = state.proposals.holders.get_mut(&key) {
                 match epoch {
@@ -448,37 +326,6 @@ impl CacheFeeder {
             }
         }
         state.orphans = still;
-    }
-
-    fn look(&self, state: &State) {
-        for (endpoint, follow) in &state.follows {
-            let keys = state.proposals.holders.range(
-                HolderKey {
-                    endpoint: *endpoint,
-                    rank: 0,
-                }..=HolderKey {
-                    endpoint: *endpoint,
-                    rank: u32::MAX,
-                },
-            );
-            let mut any = false;
-            for (key, holder) in keys {
-                any = true;
-                let link = state.links.get(key).map(|link| &link.subscriber);
-                let status =
-                    FeederStatus::of(&follow.target.name, holder, link, follow.problem.as_deref());
-                self.statuses.set(*key, status);
-            }
-            if !any {
-                let key = HolderKey {
-                    endpoint: *endpoint,
-                    rank: follow.target.rank.unwrap_or(0),
-                };
-                let status =
-                    FeederStatus::without_source(&follow.target.name, follow.problem.as_deref());
-                self.statuses.set(key, status);
-            }
-        }
     }
 }
 

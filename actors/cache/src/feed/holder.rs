@@ -3,6 +3,7 @@
 use super::mirror::{Mirror, Naming};
 use crate::events::Batch;
 use crate::index::{HolderCopy, HolderKey, HolderStatus, Outcome, Refusal, Section};
+use std::sync::Arc;
 
 /// Bits of a section's number below the engine's batch number.
 const PART_BITS: u32 = 16;
@@ -157,7 +158,22 @@ impl Holder {
         }
         self.totals.resets += 1;
         self.last = None;
-        self.mirror.reset();
+        if restarted {
+            self.mirror.renew();
+        } else {
+            self.mirror.reset();
+        }
+    }
+
+    /// The engine was found not to hash as its settings say; everything that it said is void.
+    pub fn distrust(&mut self, finding: Arc<str>) {
+        self.last = None;
+        self.mirror.distrust(finding);
+    }
+
+    /// Its next chains are compared with its settings again.
+    pub fn recheck(&mut self) {
+        self.mirror.recheck();
     }
 
     /// Takes the engine's batch `seq`, whose payload has this hash. True if the engine should tell everything again.

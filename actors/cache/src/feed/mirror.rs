@@ -3,19 +3,18 @@
 //! What cannot be placed exactly is left out and counted, so that the set may be smaller than the cache and never has what the
 //! cache has not.
 
+use super::check::{agrees, explain, salt_of};
 use super::names::Names;
 use super::set::OwnedSet;
 use crate::Tier;
 use crate::events::{Batch, Event, ExtraKey, Removed, Stored};
-use crate::hash::{Extra, ExtraForm, Hasher};
+use crate::hash::Hasher;
 use crate::index::{HolderCopy, HolderKey};
 use crate::keys::{KeySpace, Scheme};
 use std::sync::Arc;
 
 /// Chains of an engine whose hashes are computed and compared.
 const CHECKS: u32 = 8;
-/// Blocks of each.
-const CHECKED_BLOCKS: usize = 4;
 
 /// What is known beforehand of how the engine names its blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,27 +61,28 @@ pub struct Mirror {
     /// The log has to be told with a full set.
     pub(super) replace: bool,
     counts: Counts,
-    mismatch: bool,
+    /// How the engine should hash, while it is found not to.
+    distrusted: Option<(Scheme, Arc<str>)>,
 }
 
 impl Mirror {
     /// Of an engine of which nothing is known; the log has to be told so.
     #[must_use]
     pub fn new(holder: HolderKey, naming: Naming) -> Self {
-        let space = naming
-            .block_tokens
-            .and_then(|block| KeySpace::new(&naming.model, block, naming.scheme.clone()).ok());
-        Self {
+        let mut mirror = Self {
             naming,
-            space,
+            space: None,
             names: Names::default(),
             group: None,
             checks: CHECKS,
             set: OwnedSet::new(holder),
             replace: true,
             counts: Counts::default(),
-            mismatch: false,
-        }
+            distrusted: None,
+        };
+        let block_tokens = mirror.naming.block_tokens;
+        mirror.space = block_tokens.and_then(|block| mirror.space_of(block));
+        mirror
     }
 
     /// Goes on from what the log has, if the engine's hashes can be computed: then nothing else needs to be known.
@@ -114,7 +114,58 @@ impl Mirror {
     /// The engine's hashes were not what its settings make them.
     #[must_use]
     pub const fn mismatch(&self) -> bool {
-        self.mismatch
+        self.distrusted.is_some()
+    }
+
+    /// What it does instead, in a sentence.
+    #[must_use]
+    pub fn finding(&self) -> Option<Arc<str>> {
+        let (_, finding) = self.distrusted.as_ref()?;
+        Some(Arc::clone(finding))
+    }
+
+    /// Tokens in a block by the settings, and by the engine's events where that is something else.
+    #[must_use]
+    pub fn block_sizes(&self) -> Option<(u32, u32)> {
+        let (set, found) = (
+            self.naming.block_tokens?,
+            self.space.as_ref()?.block_tokens(),
+        );
+        (set != found).then_some((set, found))
+    }
+
+    /// Something that the engine holds is known.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.set.pairs().iter().any(|blocks| *blocks > 0)
+    }
+
+    /// The next chains are compared again.
+    pub fn recheck(&mut self) {
+        self.checks = CHECKS;
+    }
+
+    /// The engine was found not to hash as its settings say: from now on its blocks are learnt.
+    pub fn distrust(&mut self, finding: Arc<str>) {
+        let settings = std::mem::replace(&mut self.naming.scheme, Scheme::Own);
+        self.distrusted.get_or_insert((settings, finding));
+        let block_tokens = self.space.as_ref().map(KeySpace::block_tokens);
+        self.reset();
+        self.space = block_tokens.and_then(|block| self.space_of(block));
+    }
+
+    /// Another process of the engine: it may hash as its settings say, whatever the one before did.
+    pub fn renew(&mut self) {
+        self.reset();
+        if let Some((settings, _)) = self.distrusted.take() {
+            self.naming.scheme = settings;
+            let block_tokens = self.space.as_ref().map(KeySpace::block_tokens);
+            self.space = block_tokens.and_then(|block| self.space_of(block));
+        }
+    }
+
+    fn space_of(&self, block_tokens: u32) -> Option<KeySpace> {
+        KeySpace::new(&self.naming.model, block_tokens, self.naming.scheme.clone()).ok()
     }
 
     /// The blocks.
@@ -139,7 +190,7 @@ impl Mirror {
 
     /// Takes a batch of events. True if the engine should tell everything again: what came so far was taken for something else.
     pub fn apply(&mut self, batch: &Batch) -> bool {
-        let before = self.mismatch;
+        let before = self.mismatch();
         let skipped = batch.skipped;
         self.counts.skipped += u64::from(skipped.unknown_events)
             + u64::from(skipped.unknown_fields)
@@ -156,7 +207,7 @@ impl Mirror {
                 }
             }
         }
-        self.mismatch != before
+        self.mismatch() != before
     }
 
     fn stored(&mut self, stored: &Stored<'_>) {
@@ -241,8 +292,7 @@ impl Mirror {
             Some(known) if known > block_tokens && !first => return false,
             _ => {}
         }
-        let Ok(space) = KeySpace::new(&self.naming.model, block_tokens, self.naming.scheme.clone())
-        else {
+        let Some(space) = self.space_of(block_tokens) else {
             return false;
         };
         self.reset();
@@ -268,16 +318,8 @@ impl Mirror {
         if right {
             return;
         }
-        tracing::warn!(
-            model = %self.naming.model,
-            settings = ?self.naming.scheme,
-            "an engine's block hashes are not what its settings make them (seed, algorithm or form of extra keys): its blocks are learnt from the tokens in its events instead"
-        );
-        self.mismatch = true;
-        self.naming.scheme = Scheme::Own;
-        let block_tokens = space.block_tokens();
-        self.reset();
-        self.space = KeySpace::new(&self.naming.model, block_tokens, Scheme::Own).ok();
+        let finding = explain(&self.naming.scheme, stored, salt);
+        self.distrust(finding.into());
     }
 
     /// Keys of our own, from the tokens.
@@ -347,74 +389,4 @@ impl Mirror {
             }
         }
     }
-}
-
-/// The cache salt: SGLang names it, vLLM puts it into the extra keys of a prompt's first block, after the adapter.
-fn salt_of<'a>(stored: &Stored<'a>) -> &'a str {
-    if !stored.cache_salt.is_empty() || stored.parent.is_some() {
-        return stored.cache_salt;
-    }
-    let texts = stored.extra_keys().filter_map(|(block, key)| match key {
-        ExtraKey::Text(text) if block == 0 && text != stored.lora => Some(text),
-        _ => None,
-    });
-    texts.last().unwrap_or_default()
-}
-
-/// Whether the first blocks of a chain have the hashes that they should have. `None`: that cannot be told.
-fn agrees(hasher: &Hasher, scheme: &Scheme, stored: &Stored<'_>, salt: &str) -> Option<bool> {
-    let form = match scheme {
-        Scheme::Vllm { form, .. } => Some(*form),
-        _ => None,
-    };
-    let adapter = !stored.lora.is_empty() || stored.lora_id.is_some();
-    // Where an adapter was loaded from is hashed in the tagged form, its number by old engines, nothing of it by SGLang.
-    if adapter && (form != Some(ExtraForm::Untagged) || stored.lora.is_empty()) {
-        return None;
-    }
-    let mut parent = hasher.root(Some(salt).filter(|salt| !salt.is_empty()));
-    let mut scratch = Vec::new();
-    let blocks = stored
-        .tokens
-        .chunks_exact(stored.block_size.max(1) as usize);
-    for (at, (hash, tokens)) in stored
-        .hashes
-        .iter()
-        .zip(blocks)
-        .take(CHECKED_BLOCKS)
-        .enumerate()
-    {
-        let mut extras = Vec::new();
-        if adapter {
-            extras.push(Extra::Lora {
-                name: stored.lora,
-                path: "",
-            });
-        }
-        for (_, extra) in stored
-            .extra_keys()
-            .filter(|(block, _)| *block as usize == at)
-        {
-            match extra {
-                ExtraKey::Item { identifier, offset } => {
-                    extras.push(Extra::Item { identifier, offset });
-                }
-                ExtraKey::Text(text) if text == stored.lora || (at == 0 && text == salt) => {}
-                ExtraKey::Text(_) => return None,
-                ExtraKey::Digest(digest) => extras.push(Extra::Embeds(digest)),
-            }
-        }
-        if at == 0 && !salt.is_empty() {
-            let embeds = extras.iter().position(|e| matches!(e, Extra::Embeds(_)));
-            extras.insert(embeds.unwrap_or(extras.len()), Extra::Salt(salt));
-        }
-        let digest = hasher
-            .block(parent.as_ref(), tokens, &extras, &mut scratch)
-            .ok()?;
-        if hasher.key(&digest) != *hash {
-            return Some(false);
-        }
-        parent = Some(digest);
-    }
-    Some(true)
 }

@@ -1,11 +1,12 @@
 //! How the holders that this node owns are fed, for people and metrics.
 
+use super::condition::Condition;
 use super::holder::{Holder, HolderTotals};
 use super::mirror::Counts;
 use crate::Tier;
 use crate::index::{HolderKey, TIERS};
 use crate::keys::KeySpace;
-use crate::link::{Counters, State, Subscriber};
+use crate::link::{Counters, SourceStatus, State};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -45,48 +46,48 @@ pub struct FeederStatus {
     pub waiting: usize,
     /// The last trouble.
     pub problem: Option<String>,
+    /// What is wrong, by name.
+    pub conditions: Vec<Condition>,
 }
 
 impl FeederStatus {
     pub(super) fn of(
         endpoint: &Arc<str>,
         holder: &Holder,
-        link: Option<&Subscriber>,
-        problem: Option<&str>,
+        source: Option<&SourceStatus>,
+        problem: Option<String>,
+        conditions: Vec<Condition>,
     ) -> Self {
-        let source = link.and_then(|link| link.status().into_values().next());
-        let replay = source
-            .as_ref()
-            .and_then(|source| source.replay_error.clone());
         let mirror = holder.mirror();
         Self {
             endpoint: Arc::clone(endpoint),
-            link: source
-                .as_ref()
-                .map_or("no-source", |source| State::as_str(source.state)),
+            link: source.map_or("no-source", |source| State::as_str(source.state)),
             exact: mirror.space().map(|space| space.hasher().is_some()),
             space: mirror.space().cloned(),
             hash_mismatch: mirror.mismatch(),
-            last: source.as_ref().and_then(|source| source.last),
-            heard: source.as_ref().and_then(|source| source.heard),
-            counters: source.as_ref().map(|s| s.counters).unwrap_or_default(),
-            malformed: source.as_ref().map_or(0, |source| source.unreadable),
+            last: source.and_then(|source| source.last),
+            heard: source.and_then(|source| source.heard),
+            counters: source.map(|s| s.counters).unwrap_or_default(),
+            malformed: source.map_or(0, |source| source.unreadable),
             totals: holder.totals(),
             agrees: holder.agrees(),
             events: *mirror.counts(),
             blocks: *mirror.set().pairs(),
             waiting: holder.waiting(),
-            problem: link
-                .and_then(Subscriber::trouble)
-                .or(replay)
-                .or(problem.map(str::to_owned)),
+            problem,
+            conditions,
         }
     }
 
-    pub(super) fn without_source(endpoint: &Arc<str>, problem: Option<&str>) -> Self {
+    pub(super) fn without_blocks(
+        endpoint: &Arc<str>,
+        source: Option<&SourceStatus>,
+        problem: Option<String>,
+        conditions: Vec<Condition>,
+    ) -> Self {
         Self {
             endpoint: Arc::clone(endpoint),
-            link: "no-source",
+            link: source.map_or("no-source", |source| State::as_str(source.state)),
             exact: None,
             space: None,
             hash_mismatch: false,
@@ -99,7 +100,8 @@ impl FeederStatus {
             events: Counts::default(),
             blocks: [0; TIERS],
             waiting: 0,
-            problem: problem.map(str::to_owned),
+            problem,
+            conditions,
         }
     }
 }
@@ -149,6 +151,18 @@ pub(super) struct Statuses(Arc<Mutex<BTreeMap<HolderKey, FeederStatus>>>);
 impl Statuses {
     pub(super) fn all(&self) -> BTreeMap<HolderKey, FeederStatus> {
         self.0.lock().clone()
+    }
+
+    pub(super) fn conditions(&self, endpoint: &str) -> Vec<Condition> {
+        let statuses = self.0.lock();
+        let here = statuses
+            .values()
+            .filter(|s| s.endpoint.as_ref() == endpoint);
+        let mut conditions: Vec<Condition> = here.flat_map(|s| s.conditions.clone()).collect();
+        // Of the ranks of an engine each has what is the engine's.
+        conditions.sort_by(|a, b| (a.name, &a.message).cmp(&(b.name, &b.message)));
+        conditions.dedup();
+        conditions
     }
 
     pub(super) fn set(&self, key: HolderKey, status: FeederStatus) {

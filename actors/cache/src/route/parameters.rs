@@ -27,10 +27,12 @@ fn events(fields: &mut Fields<'_>, needs: &mut CacheNeeds) {
             "is not read: each engine has a stream of its own",
         );
     }
-    let engine = fields.one_of("engineType", &[("vllm", false), ("sglang", true)], false);
-    if engine {
+    let engines = ["vllm", "sglang", "trtllm"].map(|name| (name, name));
+    let engine = fields.one_of("engineType", &engines, "vllm");
+    if engine == "sglang" {
         needs.algorithm = Some("sglang".into());
     }
+    needs.self_check = fields.flag("selfCheck", true);
     let (port, replay) = fields.object("podDiscoveryConfig", |fields| {
         for key in ["podLabelSelector", "podNamespace"] {
             if fields.raw(key).is_some() {
@@ -45,6 +47,16 @@ fn events(fields: &mut Fields<'_>, needs: &mut CacheNeeds) {
     let replay_port = fields.whole_if("replayPort", 0..=65_535).or(replay);
     let port_of = |port: u64| u16::try_from(port).ok().filter(|port| *port > 0);
     needs.replay_port = replay_port.and_then(port_of);
+    if engine == "trtllm" {
+        if address.is_some() || port.is_some() || replay_port.is_some() {
+            fields.warn(
+                "engineType",
+                "TensorRT-LLM engines are polled over HTTP: addresses and ports are not read",
+            );
+        }
+        needs.events = EventsFrom::Poll;
+        return;
+    }
     needs.events = match (port.and_then(port_of), address) {
         (Some(port), _) => EventsFrom::Port(port),
         (None, Some(address)) if discover != Some(true) => {
@@ -133,7 +145,10 @@ pub(super) fn build(
     (index, heat): (&Arc<CacheIndex>, &Arc<Heat>),
     scores: bool,
 ) -> Built {
-    let mut needs = CacheNeeds::default();
+    let mut needs = CacheNeeds {
+        self_check: true,
+        ..CacheNeeds::default()
+    };
     let weights = fields.object("indexerConfig", |fields| {
         indexer(fields, &mut needs, TierWeights::default())
     });

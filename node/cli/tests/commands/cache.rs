@@ -102,7 +102,7 @@ fn status() -> CacheStatusResponse {
     let learnt = CacheLink {
         keys: "learnt".to_owned(),
         scheme: "own".to_owned(),
-        conditions: vec!["HashMismatch".to_owned()],
+        conditions: vec!["KvEventsHashMismatch: not by sha256".to_owned()],
         ..link.clone()
     };
     let replica = |node: &str, role: &str, lag| CacheReplica {
@@ -191,9 +191,9 @@ async fn status_shows_links_copies_and_regions() {
     let expected = "\
 POOL   ENDPOINT   RANK   OWNER      LINK   HEARD   BATCHES   GAPS   LOST   KEYS                    BLOCKS            IN MAP            PROPOSED   DIGEST   CONDITION
 chat   gpu-1      0      router-2   live   0.2s    78        2      1      exact sha256_cbor x16   1200 gpu, 3 cpu   1190 gpu, 3 cpu   31         agrees   -
-chat   gpu-1      1      router-2   live   0.2s    78        2      1      learnt own x16          1200 gpu, 3 cpu   1190 gpu, 3 cpu   31         agrees   HashMismatch
+chat   gpu-1      1      router-2   live   0.2s    78        2      1      learnt own x16          1200 gpu, 3 cpu   1190 gpu, 3 cpu   31         agrees   KvEventsHashMismatch
 chat   gpu-2      0      router-3   -      -       -         -      -      -                       -                 1190 gpu, 3 cpu   -          -        Unreachable
-gpu-1 rank 1: HashMismatch: the engine does not hash as the pool's config says (algorithm, seed or block size); its blocks are known by their tokens
+gpu-1 rank 1: KvEventsHashMismatch: not by sha256
 gpu-2 rank 0: its owner could not be asked: no answer in time
 
 The map, as each router has it:
@@ -215,7 +215,10 @@ us       chat   4         900 gpu   62.5%       50.0%   router-9   7s
     let at = |path: &str| json.pointer(path).cloned().unwrap_or_default();
     assert_eq!(at("/holders/0/link/malformed"), 4);
     assert_eq!(at("/holders/0/link/blocks/gpu"), 1200);
-    assert_eq!(at("/holders/1/link/conditions/0"), "HashMismatch");
+    assert_eq!(
+        at("/holders/1/link/conditions/0"),
+        "KvEventsHashMismatch: not by sha256"
+    );
     assert_eq!(at("/holders/2/link"), serde_json::Value::Null);
     assert_eq!(at("/replicas/1/lag"), 9);
     assert_eq!(at("/otherRegions/0/ageSeconds"), 7.25);

@@ -70,7 +70,7 @@ fn tell(node: &Node, name: &str, tokens: &PromptTokens, blocks: usize) {
     let scheme = Scheme::of(Some("sha256_cbor"), None, ExtraForm::Tagged);
     let space = KeySpace::new("m", 16, scheme).unwrap();
     let mut keys = Vec::new();
-    space.keys(tokens, blocks, &mut keys).unwrap();
+    space.keys(tokens, None, blocks, &mut keys).unwrap();
     let view = node.cache.desk().view.load_full();
     let mut endpoints = view.pool("chat").unwrap().endpoints.iter();
     let endpoint = endpoints.find(|e| e.name() == name).unwrap();

@@ -76,20 +76,30 @@ async fn routers_know_what_servers_announce(fleet: &Fleet) -> anyhow::Result<()>
     }
     until("the maps to have the servers' blocks", SOON, async || {
         let maps = [blocks(fleet, 0).await?, blocks(fleet, 1).await?];
-        let least = before + 20.0 * servers as f64;
+        let least = before + 50.0 * servers as f64;
         ensure!(maps.iter().all(|blocks| *blocks > least), "{maps:?}");
         anyhow::Ok(())
     })
     .await?;
     for router in 0..2 {
+        // A router looks prompts up once it has read the tokenizer.
+        until("prompts to be looked for in the map", SOON, async || {
+            ask(fleet, router, &prompt(99, router)).await?;
+            let page = get(fleet.routers[router].admin(), "/metrics").await?.text();
+            let sought = |result: &str| {
+                let label = format!("result=\"{result}\"");
+                metric(&page, "quorate_precise_prefix_total", &label).unwrap_or(0.0)
+            };
+            ensure!(
+                sought("found") + sought("nothing") > 0.0,
+                "{} without tokens",
+                sought("no-tokens")
+            );
+            anyhow::Ok(())
+        })
+        .await?;
         for topic in 0..servers {
-            let body = chat(MODEL, &prompt(topic, 1 + router), 2, false).to_string();
-            let reply = Client::connect(fleet.routers[router].gateway())
-                .await?
-                .call(Method::POST, "/v1/chat/completions", body.into())
-                .await?
-                .ok()?
-                .json()?;
+            let reply = ask(fleet, router, &prompt(topic, 1 + router)).await?;
             let usage = &reply["usage"];
             let all = usage["prompt_tokens"].as_f64().unwrap_or(0.0);
             let cached = usage["prompt_tokens_details"]["cached_tokens"].as_f64();
@@ -101,6 +111,16 @@ async fn routers_know_what_servers_announce(fleet: &Fleet) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+async fn ask(fleet: &Fleet, router: usize, text: &str) -> anyhow::Result<serde_json::Value> {
+    let body = chat(MODEL, text, 2, false).to_string();
+    Client::connect(fleet.routers[router].gateway())
+        .await?
+        .call(Method::POST, "/v1/chat/completions", body.into())
+        .await?
+        .ok()?
+        .json()
 }
 
 async fn blocks(fleet: &Fleet, router: usize) -> anyhow::Result<f64> {

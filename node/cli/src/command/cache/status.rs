@@ -60,10 +60,6 @@ fn problems(holder: &CacheHolder) -> Vec<String> {
     }
     let conditions = holder.link.iter().flat_map(|link| &link.conditions);
     said.extend(conditions.map(|condition| match condition.as_str() {
-        "HashMismatch" => {
-            "HashMismatch: the engine does not hash as the pool's config says (algorithm, seed or block size); its blocks are known by their tokens"
-                .to_owned()
-        }
         "UnknownTier" => {
             "UnknownTier: the engine names a tier that is not known; what lies there counts as not cached".to_owned()
         }
@@ -130,7 +126,11 @@ fn holders(holders: &[CacheHolder], wide: bool) -> Table {
         let condition = match (&holder.link, link.conditions.as_slice()) {
             (None, _) => "Unreachable".to_owned(),
             (Some(_), []) => String::new(),
-            (Some(_), conditions) => conditions.join(","),
+            (Some(_), conditions) => {
+                // Some say more behind their names.
+                let names = conditions.iter().map(|c| c.split(':').next().unwrap_or(c));
+                names.collect::<Vec<_>>().join(",")
+            }
         };
         let mut row = vec![
             holder.pool.clone(),
