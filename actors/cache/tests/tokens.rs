@@ -232,6 +232,44 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// A long text in parts, of which some came before in another text, is as it is in one.
+    #[test]
+    fn long_texts_with_the_same_beginning(
+        family in prop::sample::select(vec!["chatml", "headers", "markers"]),
+        normalizer in prop::sample::select(vec![json!(null), json!({"type": "NFC"}), json!({"type": "NFKD"})]),
+        words in prop::collection::vec(prop::sample::select(vec![
+            " hello", " the", " A", "it's", "'re", " x", "y", " ", "  ", "\n", " 12", "3", "\t", "é", " e\u{301}", "\u{301}", "你好", "-", " .", "<|im",
+        ]), 300..1500),
+        behind in prop::collection::vec((any::<prop::sample::Index>(), pieces()), 1..4),
+    ) {
+        let tokenizer = varied(family, &normalizer, &[], false);
+        let text = words.concat();
+        for (at, tail) in behind {
+            let at = (0..=at.index(text.len())).rev().find(|at| text.is_char_boundary(*at));
+            let text = text[..at.unwrap_or_default()].to_owned() + &tail;
+            let ids = tokenizer.encode(&text, false).unwrap();
+            prop_assert_eq!(ids, tokenizer.whole(&text, false).unwrap(), "{:?}", &text);
+        }
+    }
+}
+
+#[test]
+fn of_a_long_text_with_a_known_beginning_only_the_rest_is_new() {
+    for (family, model) in FAMILIES.iter().zip(LOADED.iter()) {
+        let tokenizer = &model.tokenizer;
+        if !tokenizer.is_byte_level() {
+            continue;
+        }
+        let known = "The quick brown fox jumps over the lazy dog. ".repeat(200);
+        tokenizer.encode(&known, false).unwrap();
+        let new = tokenizer.new_bytes(&(known.clone() + "And then something else."));
+        assert!((20..2_100).contains(&new), "{family}: {new}");
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     /// Remembered pieces or not, the ids are those of the whole text.

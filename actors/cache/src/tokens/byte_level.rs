@@ -19,6 +19,9 @@ use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 /// What `ByteLevel` splits by when it splits by itself: GPT-2's pattern.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// Bytes of a text behind which it is cut, where it can be.
+const CUT: usize = 1 << 10;
+
 /// A tokenizer of this kind.
 #[derive(Debug)]
 pub(super) struct ByteLevel {
@@ -29,6 +32,8 @@ pub(super) struct ByteLevel {
     inner: Option<(AhoCorasick, Vec<u32>)>,
     splitters: Vec<Splitter>,
     merges: Merges,
+    /// A text may be cut at a space between two ASCII letters: left and right of it have the ids that they have for themselves.
+    spaces_cut: bool,
 }
 
 #[derive(Deserialize)]
@@ -153,13 +158,37 @@ impl ByteLevel {
         let merges = Merges::new(&model.vocab, &pairs?, model.ignore_merges)?;
         let forms = ["NFC", "NFD", "NFKC", "NFKD"];
         let kind = file.normalizer.map(|normalizer| normalizer.r#type);
+        let ascii_is_normal = kind.is_none_or(|kind| forms.contains(&kind.as_str()));
+        let apart = splitters.iter().all(|split| split.spaces().kept_apart);
+        let words_end = splitters
+            .last()
+            .is_some_and(|split| split.spaces().words_end);
         Some(Self {
-            ascii_is_normal: kind.is_none_or(|kind| forms.contains(&kind.as_str())),
+            spaces_cut: apart && words_end && inner.is_none() && ascii_is_normal,
+            ascii_is_normal,
             normalizer: normalizer.cloned(),
             inner,
             splitters,
             merges,
         })
+    }
+
+    /// Cuts a text, the same beginning always in the same places; the ids of the pieces one after the other are those of the text.
+    pub fn cut<'a>(&self, text: &'a str) -> (&'a str, &'a str) {
+        let bytes = text.as_bytes();
+        let letter = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_alphabetic);
+        let mut from = CUT;
+        while let Some(space) = bytes.get(from..).filter(|_| self.spaces_cut) {
+            let Some(space) = memchr::memchr(b' ', space) else {
+                break;
+            };
+            let at = from + space;
+            if letter(at - 1) && letter(at + 1) {
+                return text.split_at(at);
+            }
+            from = at + 1;
+        }
+        (text, "")
     }
 
     /// Puts the ids of `text` behind `out`. `text` has no token in it that is looked for before it is normalised. `None`: it

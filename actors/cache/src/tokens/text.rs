@@ -91,7 +91,9 @@ impl TextTokenizer {
         let mut out = Vec::with_capacity(text.len() / 3 + before.len() + behind.len());
         out.extend_from_slice(before);
         for piece in cuts.pieces(text) {
-            self.piece(&piece, &mut out)?;
+            for text in self.parts(piece.text) {
+                self.piece(&Piece { text, ..piece }, &mut out)?;
+            }
             out.extend(piece.then);
         }
         out.extend_from_slice(behind);
@@ -104,9 +106,26 @@ impl TextTokenizer {
             return text.len();
         };
         cuts.pieces(text)
-            .filter(|piece| !self.segments.contains(piece.text, piece.after.is_none()))
-            .map(|piece| piece.text.len())
+            .flat_map(|piece| {
+                let first = piece.after.is_none();
+                self.parts(piece.text).map(move |part| (part, first))
+            })
+            .filter(|(part, first)| !self.segments.contains(part, *first))
+            .map(|(part, _)| part.len())
             .sum()
+    }
+
+    /// A piece as it is remembered: long ones in parts, so that what begins like another one is not tokenized again.
+    fn parts<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> {
+        let mut rest = text;
+        std::iter::from_fn(move || {
+            let (part, behind) = match &self.byte_level {
+                Some(byte_level) => byte_level.cut(rest),
+                None => (rest, ""),
+            };
+            rest = behind;
+            (!part.is_empty()).then_some(part)
+        })
     }
 
     /// The ids of `text` from the library, nothing remembered: what everything else must be equal to.
@@ -120,7 +139,7 @@ impl TextTokenizer {
 
     fn piece(&self, piece: &Piece<'_>, out: &mut Vec<u32>) -> Result<(), TokenError> {
         let first = piece.after.is_none();
-        if piece.text.is_empty() || self.segments.extend(piece.text, first, out) {
+        if self.segments.extend(piece.text, first, out) {
             return Ok(());
         }
         let from = out.len();

@@ -3,10 +3,12 @@
 //! The patterns of the known models are regular but for their end, `\s+(?!\S)|\s+`: a run of white space without its last character
 //! where something else follows. That end is a second pattern, `\s+`, and what it finds is cut afterwards.
 
+use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::nfa::thompson::NFA;
 use regex_automata::util::pool::Pool;
 use regex_automata::{Anchored, Input, MatchKind};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// The end of a pattern that is no regular expression.
@@ -32,6 +34,16 @@ pub(super) struct Splitter {
     dfa: DFA,
     caches: Caches,
     gaps: Gaps,
+    spaces: Spaces,
+}
+
+/// What happens at a space between two ASCII letters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spaces {
+    /// No match goes over it, or depends on what is behind it: left and right of it can be split each for itself.
+    pub kept_apart: bool,
+    /// A word ends before it, since every ASCII letter is in a match.
+    pub words_end: bool,
 }
 
 impl Splitter {
@@ -57,7 +69,18 @@ impl Splitter {
             .ok()?;
         let for_caches = dfa.clone();
         let caches = Pool::new(Box::new(move || for_caches.create_cache()) as Box<_>);
-        Some(Self { dfa, caches, gaps })
+        let spaces = spaces(&dfa).unwrap_or_default();
+        Some(Self {
+            dfa,
+            caches,
+            gaps,
+            spaces,
+        })
+    }
+
+    /// What happens at spaces.
+    pub const fn spaces(&self) -> Spaces {
+        self.spaces
     }
 
     /// Calls `word` with each word of `text`, first to last. `None`: the automaton or `word` gave up.
@@ -93,6 +116,74 @@ impl Splitter {
         }
         Some(())
     }
+}
+
+/// Looks at every state of the automaton: wherever a letter and a space lead on, something could match both. `None`: there are too many
+/// states.
+fn spaces(dfa: &DFA) -> Option<Spaces> {
+    const MOST_STATES: usize = 20_000;
+    let mut cache = dfa.create_cache();
+    let input = Input::new("").anchored(Anchored::Yes);
+    let start = dfa.start_state_forward(&mut cache, &input).ok()?;
+    let bytes: Vec<u8> = dfa
+        .byte_classes()
+        .representatives(..)
+        .filter_map(|unit| unit.as_u8())
+        .collect();
+    let letters: Vec<u8> = bytes_of(dfa, b'A'..=b'Z')
+        .chain(bytes_of(dfa, b'a'..=b'z'))
+        .collect();
+    let mut next = |state: LazyStateID, byte: Option<u8>| {
+        let found = match byte {
+            Some(byte) => dfa.next_state(&mut cache, state, byte),
+            None => dfa.next_eoi_state(&mut cache, state),
+        };
+        // Where the cache was emptied, the numbers of states mean nothing any more.
+        found
+            .ok()
+            .filter(|id| !id.is_quit() && cache.clear_count() == 0)
+    };
+    let mut spaces = Spaces {
+        kept_apart: true,
+        words_end: true,
+    };
+    for letter in &letters {
+        let state = next(start, Some(*letter))?;
+        spaces.words_end &= next(state, None)?.is_match();
+    }
+    let (mut seen, mut queue) = (HashSet::from([start]), vec![start]);
+    while let Some(state) = queue.pop() {
+        for letter in &letters {
+            let behind = next(state, Some(*letter))?;
+            let space = match behind.is_dead() {
+                true => behind,
+                false => next(behind, Some(b' '))?,
+            };
+            if space.is_dead() {
+                continue;
+            }
+            // What was matched before the space is told one byte later.
+            for byte in &bytes {
+                spaces.kept_apart &= next(space, Some(*byte))?.is_dead();
+            }
+            spaces.kept_apart &= !next(space, None)?.is_match();
+        }
+        for byte in &bytes {
+            let id = next(state, Some(*byte))?;
+            if !id.is_dead() && seen.insert(id) {
+                queue.push(id);
+            }
+        }
+        if seen.len() > MOST_STATES {
+            return None;
+        }
+    }
+    Some(spaces)
+}
+
+fn bytes_of(dfa: &DFA, range: std::ops::RangeInclusive<u8>) -> impl Iterator<Item = u8> {
+    let units = dfa.byte_classes().representatives(range);
+    units.filter_map(|unit| unit.as_u8())
 }
 
 /// Only what means the same to every regular expression engine that reads it: no possessive or lazy repetition, no group but plain ones and
@@ -215,6 +306,24 @@ mod tests {
             })
             .unwrap();
         out
+    }
+
+    #[test]
+    fn what_goes_over_spaces_is_known() {
+        let of = |pattern: &str| Splitter::new(pattern, Gaps::Keep).unwrap().spaces();
+        for (i, pattern) in PATTERNS.iter().enumerate() {
+            assert!(of(pattern).kept_apart, "{pattern}");
+            assert_eq!(of(pattern).words_end, ![4, 5].contains(&i), "{pattern}");
+        }
+        for pattern in [
+            r"[a-z ]+",
+            r"\p{L}+ \p{L}+|\p{L}+",
+            r"x|ab c d|[a-zA-Z]",
+            r"a \p{N}|[a-zA-Z]+",
+        ] {
+            assert!(!of(pattern).kept_apart, "{pattern}");
+        }
+        assert!(!of(r"[a-y]+|[A-Z]").words_end);
     }
 
     proptest! {
