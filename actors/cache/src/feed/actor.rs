@@ -160,8 +160,8 @@ impl CacheFeeder {
                 .filter(|(key, _)| key.endpoint == endpoint)
                 .map(|(key, holder)| (*key, holder.epoch()))
                 .collect();
+            self.statuses.keep(endpoint, &[]);
             for (key, epoch) in keys {
-                self.statuses.remove(key);
                 if removed {
                     state.proposals.remove(key, epoch);
                 } else {

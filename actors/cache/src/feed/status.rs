@@ -170,7 +170,9 @@ impl Statuses {
         self.0.lock().insert(key, status);
     }
 
-    pub(super) fn remove(&self, key: HolderKey) {
-        self.0.lock().remove(&key);
+    /// Forgets all of an endpoint but these.
+    pub(super) fn keep(&self, endpoint: u64, holders: &[HolderKey]) {
+        let mut statuses = self.0.lock();
+        statuses.retain(|key, _| key.endpoint != endpoint || holders.contains(key));
     }
 }

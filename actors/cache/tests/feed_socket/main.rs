@@ -290,3 +290,20 @@ async fn an_engine_without_sockets_is_polled() {
         .await;
     world.feeder.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_endpoint_that_another_node_owns_now_nothing_is_said_any_more() {
+    let polled = CacheNeeds {
+        events: EventsFrom::Poll,
+        block_tokens: None,
+        ..CacheNeeds::default()
+    };
+    let owned = vec![target(KEY.endpoint, "e", polled)];
+    let world = World::start(owned, Arc::new(Pages::default())).await;
+    let said = world.condition("e", condition::NO_STREAM).await;
+    assert!(said.contains("how many tokens a block has"), "{said}");
+    world.targets.send_modify(|targets| targets.owned.clear());
+    world.is_fine("e").await;
+    assert!(world.feeder.status().is_empty());
+    world.feeder.shutdown().await;
+}

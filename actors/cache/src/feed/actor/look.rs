@@ -69,9 +69,9 @@ impl CacheFeeder {
         }
         let mut now: Vec<Condition> = Vec::new();
         let here = state.proposals.holders.range(ranks(endpoint));
-        let mut any = false;
+        let mut shown = Vec::new();
         for (key, holder) in here {
-            any = true;
+            shown.push(*key);
             let stream = streams.get(key);
             let conditions = conditions(follow, Some(holder), stream);
             now.extend(conditions.iter().cloned());
@@ -84,15 +84,14 @@ impl CacheFeeder {
             );
             self.statuses.set(*key, status);
         }
-        if !any {
+        if shown.is_empty() {
             let key = HolderKey {
                 endpoint,
                 rank: follow.target.rank.unwrap_or(0),
             };
-            if follow.dials.is_some() && fed.contains(&endpoint) {
-                // It came to another router, whose status says how it is.
-                self.statuses.remove(key);
-            } else {
+            // Else it came to another router, whose status says how it is.
+            if follow.dials.is_none() || !fed.contains(&endpoint) {
+                shown.push(key);
                 let conditions = match &follow.dials {
                     Some((at, _)) if follow.problem.is_none() => {
                         vec![Condition::new(condition::NEVER_CAME, never_came(at, &lost))]
@@ -110,6 +109,7 @@ impl CacheFeeder {
                 self.statuses.set(key, status);
             }
         }
+        self.statuses.keep(endpoint, &shown);
         say(follow, now);
     }
 
