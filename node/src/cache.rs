@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use usage::Usage;
 
@@ -127,13 +127,17 @@ impl CacheParts {
         &self.desk
     }
 
-    /// Returns once this node has what the group has, or has waited long enough: a cold map costs prefills, not requests.
+    /// Returns once this node has what the group has, and its tokenizers, or has waited long enough: a cold map costs prefills, not requests.
     pub async fn warm(&self) {
-        if tokio::time::timeout(WARM_WITHIN, self.group.warm())
+        let until = Instant::now() + WARM_WITHIN;
+        if timeout_at(until, self.group.warm()).await.is_err() {
+            tracing::warn!("the map of KV-cache blocks is not here yet: serving without it");
+        }
+        if timeout_at(until, self.desk.plugins.tokenizers_read())
             .await
             .is_err()
         {
-            tracing::warn!("the map of KV-cache blocks is not here yet: serving without it");
+            tracing::warn!("tokenizers are not read yet: serving without them");
         }
     }
 

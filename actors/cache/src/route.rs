@@ -116,6 +116,11 @@ impl CachePlugins {
             .with("precise-prefix-cache-scorer", precise(true))
     }
 
+    /// Returns once the tokenizers whose files are on this machine can be used, or cannot be: a node that says it is ready tokenizes.
+    pub async fn tokenizers_read(&self) {
+        self.models.read().await;
+    }
+
     /// A pool's `most` hottest prefixes on this node; `None`: none of its picks knew what is cached.
     #[must_use]
     pub fn hot(&self, pool: &str, most: usize) -> Option<HotPool> {

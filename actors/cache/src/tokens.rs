@@ -32,7 +32,7 @@ pub use content::ContentFormat;
 pub use engine::Engine;
 pub use estimate::Estimate;
 pub use fetch::FileServer;
-pub use files::{ModelFiles, Models, Raw};
+pub use files::{ModelFiles, Models, Raw, Reading};
 pub use local::{INLINE_BYTES, Local};
 pub use media::{Media, Placeholders};
 pub use template::{ChatTemplate, TemplateLimits};

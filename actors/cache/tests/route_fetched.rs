@@ -93,6 +93,10 @@ const ALL: [&str; 3] = [
 
 /// A router's plugins, as after a start.
 fn start(keep: Option<&Path>, url: &str) -> CompiledPolicy {
+    start_with_plugins(keep, url).0
+}
+
+fn start_with_plugins(keep: Option<&Path>, url: &str) -> (CompiledPolicy, CachePlugins) {
     let index = Arc::new(CacheIndex::new(IndexConfig { max_bytes: 1 << 20 }));
     let plugins = CachePlugins::new(index);
     if let Some(keep) = keep {
@@ -104,7 +108,7 @@ fn start(keep: Option<&Path>, url: &str) -> CompiledPolicy {
     );
     let parsed = EndpointPickerConfig::parse(&text).unwrap();
     let registry = plugins.register(Registry::default());
-    parsed.config.compile_with(&registry).unwrap()
+    (parsed.config.compile_with(&registry).unwrap(), plugins)
 }
 
 fn endpoint(i: u64, addr: SocketAddr) -> Arc<Endpoint> {
@@ -186,6 +190,12 @@ async fn fetched_kept_and_there_again_when_the_host_is_gone() {
     drop(host);
     let again = soon(&start(Some(keep.path()), &url), &[]).await;
     assert_eq!(again.ids, first.ids);
+    // As a node does before it says that it is ready: then its first request has tokens.
+    let (policy, plugins) = start_with_plugins(Some(keep.path()), &url);
+    policy.tokens.as_ref().unwrap().prepare();
+    plugins.tokenizers_read().await;
+    let at_once = chat(&policy, &[]).await.unwrap();
+    assert_eq!(at_once.ids, first.ids);
     // Nothing was kept of another URL, or for a router that keeps no files.
     assert!(
         chat(&start(Some(keep.path()), "http://127.0.0.1:9/x"), &[])

@@ -1,7 +1,7 @@
 //! A pool's model in this process: its files are read from a directory or fetched from the hosts of its engines, beside the request path, and until
 //! they are there nobody waits for them.
 
-use crate::tokens::{FileServer, Local, ModelFiles, Models, TokenError};
+use crate::tokens::{FileServer, Local, ModelFiles, Models, Reading, TokenError};
 use arc_swap::ArcSwapOption;
 use metrics::counter;
 use quorate_routing::{Endpoint, Target, now_ms};
@@ -59,15 +59,16 @@ impl LocalModel {
             && !self.busy.swap(true, Relaxed)
         {
             let (this, hosts) = (Arc::clone(self), hosts(endpoints));
+            let reading = self.models.reading();
             tokio::spawn(async move {
-                this.look(hosts).await;
+                this.look(hosts, reading).await;
                 this.busy.store(false, Relaxed);
             });
         }
         self.ready.load_full()
     }
 
-    async fn look(self: &Arc<Self>, hosts: Vec<Host>) {
+    async fn look(self: &Arc<Self>, hosts: Vec<Host>, reading: Reading) {
         let found = match &self.files {
             Files::Directory(directory) => {
                 let (models, directory) = (Arc::clone(&self.models), directory.clone());
@@ -81,6 +82,8 @@ impl LocalModel {
                         self.use_them(files, "kept");
                     }
                 }
+                // A node that starts does not wait for other hosts.
+                drop(reading);
                 if server.is_of_endpoints() && hosts.is_empty() {
                     // Called before there was a request: the next one brings its endpoints.
                     self.again_at.store(now_ms() + SOON_MS, Relaxed);

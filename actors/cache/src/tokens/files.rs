@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use tokio::sync::watch;
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 256 << 20;
@@ -207,6 +208,17 @@ pub struct Models {
     limits: TemplateLimits,
     /// Held while it is written to.
     store: Mutex<Option<Store>>,
+    /// How many models are read from this machine's files at present.
+    reading: Arc<watch::Sender<usize>>,
+}
+
+/// A model's files are read as long as this is held.
+pub struct Reading(Arc<watch::Sender<usize>>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Models {
@@ -217,7 +229,20 @@ impl Models {
             cache_bytes,
             limits,
             store: Mutex::default(),
+            reading: Arc::new(watch::Sender::new(0)),
         }
+    }
+
+    /// To be held while a model that others wait for is read from this machine's files.
+    pub fn reading(&self) -> Reading {
+        self.reading.send_modify(|count| *count += 1);
+        Reading(Arc::clone(&self.reading))
+    }
+
+    /// Returns once no model is read from this machine's files.
+    pub async fn read(&self) {
+        // An error only where the sender is gone, which this holds.
+        let _ = self.reading.subscribe().wait_for(|count| *count == 0).await;
     }
 
     /// Fetched files are kept in `directory` from now on, so that they are there after a restart.

@@ -116,6 +116,17 @@ pub async fn in_effect(fleet: &Fleet, router: usize) -> anyhow::Result<()> {
     .await
 }
 
+/// Waits until a router has the tokenizer that it fetches.
+pub async fn tokenizes(fleet: &Fleet, router: usize) -> anyhow::Result<()> {
+    until("the tokenizer to be there", SOON, async || {
+        let page = get(fleet.routers[router].admin(), "/metrics").await?.text();
+        let fetched = metric(&page, "quorate_tokenizer_files_total", "result=\"fetched\"");
+        ensure!(fetched.is_some_and(|n| n > 0.0), "{fetched:?}");
+        anyhow::Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn every_router_knows_what_engines_announce_and_a_restarted_one_too() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
@@ -143,6 +154,7 @@ async fn every_router_knows_what_engines_announce_and_a_restarted_one_too() -> a
         .ok()?;
     for router in 0..3 {
         in_effect(&fleet, router).await?;
+        tokenizes(&fleet, router).await?;
     }
 
     // Nobody but the servers saw these prompts.

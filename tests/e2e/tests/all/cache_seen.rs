@@ -1,6 +1,6 @@
 //! What `quorate cache` shows of the map, asked of routers that do not own the engine.
 
-use crate::cache::{MODEL, SOON, agreed, ask, config, fill, in_effect, prompt};
+use crate::cache::{MODEL, SOON, agreed, ask, config, fill, in_effect, prompt, tokenizes};
 use anyhow::{Context, ensure};
 use quorate_tests::http::chat;
 use quorate_tests::{Fleet, cli, until};
@@ -75,6 +75,7 @@ async fn any_router_shows_what_only_the_owner_knows() -> anyhow::Result<()> {
         .ok()?;
     for router in 0..3 {
         in_effect(&fleet, router).await?;
+        tokenizes(&fleet, router).await?;
     }
     for topic in 0..4 {
         fill(&fleet, topic % 2, topic).await?;
@@ -197,6 +198,7 @@ async fn any_router_shows_what_only_the_owner_knows() -> anyhow::Result<()> {
     fleet.routers[far].start()?;
     fleet.routers[far].ready().await?;
     in_effect(&fleet, far).await?;
+    tokenizes(&fleet, far).await?;
     until("the other region to be told", SOON, async || {
         let status = shown(&fleet, far, &["status"], "").await?;
         let said = &status["otherRegions"][0];
