@@ -20,6 +20,8 @@ pub(super) struct Lru {
     nodes: Vec<Node>,
     newest: u32,
     oldest: u32,
+    /// The last hash that was added was one too many.
+    full: bool,
 }
 
 impl Default for Lru {
@@ -28,6 +30,7 @@ impl Default for Lru {
             nodes: Vec::new(),
             newest: NONE,
             oldest: NONE,
+            full: false,
         }
     }
 }
@@ -35,6 +38,8 @@ impl Default for Lru {
 /// Other routers hear of a block again when it is used and they heard of it so many ticks ago, so that they do not forget what is
 /// used here alone.
 const TELL_AGAIN: u32 = 60;
+/// In a full list it is this part of the time that an unused block stays there: theirs is as full as this one.
+const PART_OF_STAY: u32 = 4;
 
 /// Milliseconds to ticks of about a second.
 fn ticks(now: u64) -> u32 {
@@ -70,8 +75,9 @@ impl Lru {
     pub fn touch(&mut self, place: u32, now: u64, heard: bool) -> Used {
         let now = ticks(now);
         let (mut untold, mut lately) = (false, false);
+        let again = self.tell_again(now);
         if let Some(node) = self.nodes.get_mut(place as usize) {
-            if heard || now.saturating_sub(node.told_at) >= TELL_AGAIN {
+            if heard || now.saturating_sub(node.told_at) >= again {
                 node.told_at = now;
                 untold = !heard;
             }
@@ -87,6 +93,22 @@ impl Lru {
         Used { untold, lately }
     }
 
+    /// After how many ticks others are told again.
+    fn tell_again(&self, now: u32) -> u32 {
+        match self.nodes.get(self.oldest as usize) {
+            Some(oldest) if self.full => {
+                let used = if oldest.used_at == NEVER {
+                    0
+                } else {
+                    oldest.used_at
+                };
+                let stay = now.saturating_sub(used.max(oldest.told_at));
+                (stay / PART_OF_STAY).clamp(1, TELL_AGAIN)
+            }
+            _ => TELL_AGAIN,
+        }
+    }
+
     /// Adds a hash that is not there, as the newest; it counts as told. Answers its place, and which hash had to go for it.
     pub fn add(&mut self, hash: u64, capacity: usize, now: u64, heard: bool) -> (u32, Option<u64>) {
         let now = ticks(now);
@@ -97,8 +119,8 @@ impl Lru {
             newer: NONE,
             older: NONE,
         };
-        let full = self.nodes.len() >= capacity.min(NONE as usize);
-        let (place, evicted) = if full && self.oldest != NONE {
+        self.full = self.nodes.len() >= capacity.min(NONE as usize);
+        let (place, evicted) = if self.full && self.oldest != NONE {
             let place = self.oldest;
             self.unlink(place);
             let old = self.nodes.get_mut(place as usize);

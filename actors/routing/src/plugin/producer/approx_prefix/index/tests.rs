@@ -143,6 +143,35 @@ fn a_block_in_use_is_told_again_after_a_minute() {
     assert!(!told(160_000) && told(215_000));
 }
 
+/// Of two routers that share the load each sees half of the uses: without hearing of the others', it forgets what is used all the time.
+#[test]
+fn what_another_router_uses_stays_however_soon_a_list_is_full() {
+    let f = Fixture::new(1);
+    let e = &f.endpoints[0];
+    let (one, other) = (PrefixIndex::default(), PrefixIndex::default());
+    let capacity = 40;
+    for second in 1..=60 {
+        let now = second * 1_024;
+        // Common to all prompts that this router sends, and two blocks of one's own each second at either: a list is full after ten.
+        one.remember(
+            e,
+            chain(&[1, 2, 1_000 + second, 2_000 + second], capacity),
+            now,
+        );
+        other.remember(e, chain(&[3_000 + second, 4_000 + second], capacity), now);
+        for (from, to) in [(&one, &other), (&other, &one)] {
+            if let Some((_, hashes)) = from.take(e, usize::MAX) {
+                to.hear(e, chain(&hashes, capacity), now);
+            }
+        }
+        let known = other.copy(e, usize::MAX);
+        assert!(
+            known.contains(&1) && known.contains(&2),
+            "forgotten after {second} s"
+        );
+    }
+}
+
 #[test]
 fn blocks_of_another_size_are_not_mixed() {
     let f = Fixture::new(1);
