@@ -287,6 +287,7 @@ impl Directory {
             }
         }
         self.shared.view.store(Arc::new(view));
+        self.shared.flows.view_changed();
     }
 
     /// What is no longer owned or declared is withdrawn.

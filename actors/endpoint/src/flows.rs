@@ -17,10 +17,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// How often engines look at their endpoints and at the clock.
 const TICK: Duration = Duration::from_millis(25);
+/// The same as long as no pool has flow control.
+const IDLE_TICK: Duration = Duration::from_millis(500);
 /// A node that was declared no longer ago than this may be alive although it was not heard of.
 const SETTLE: Duration = Duration::from_millis(2_000);
 /// Messages to a peer that wait to be sent; beyond it the peer does not read, and its stream will end.
@@ -110,6 +112,11 @@ impl Flows {
         self.wake.notify_one();
     }
 
+    /// Pools may have flow control from now on, or other rules.
+    pub fn view_changed(&self) {
+        self.wake.notify_one();
+    }
+
     fn post(&self, to: u64, message: FlowMessage) {
         let mail = self.mail.lock().get(&to).cloned();
         // Without a stream there is nobody to tell; a new one begins with everything.
@@ -123,20 +130,20 @@ impl Flows {
 pub async fn run(shared: Arc<Shared>) {
     let mut shares: BTreeMap<Arc<str>, PoolShare> = BTreeMap::new();
     let mut newcomers = Newcomers::new();
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut live = shared.live.subscribe();
     let mut next_tick = Instant::now();
     loop {
         tokio::select! {
             () = shared.flows.wake.notified() => {}
-            _ = tick.tick() => {}
+            () = tokio::time::sleep_until(next_tick) => {}
             Ok(()) = live.changed() => {}
         }
         let inbox = std::mem::take(&mut *shared.flows.inbox.lock());
-        let due = Instant::now() >= next_tick;
+        let now = Instant::now();
+        let due = now >= next_tick;
         if due {
-            next_tick = Instant::now() + TICK;
+            let idle = shares.is_empty();
+            next_tick = now + if idle { IDLE_TICK } else { TICK };
         }
         round(&shared, &mut shares, &mut newcomers, inbox, due);
     }

@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const TICK: Duration = Duration::from_millis(50);
+/// The same as long as there is nothing to follow and nothing in the map.
+const IDLE_TICK: Duration = Duration::from_millis(500);
 /// Ticks between two audits, and between two looks at the links.
 const AUDIT: u64 = 100;
 const LOOK: u64 = 20;
@@ -68,6 +70,7 @@ impl Actor for CacheFeeder {
         let mut targets = self.options.targets.clone();
         targets.mark_changed();
         let (watching, ticking) = (myself.clone(), myself.clone());
+        let (no_targets, replica) = (targets.clone(), Arc::clone(&self.options.replica));
         let watcher = tokio::spawn(async move {
             while targets.changed().await.is_ok() {
                 if watching.cast(Msg::Targets).is_err() {
@@ -76,10 +79,10 @@ impl Actor for CacheFeeder {
             }
         });
         let ticker = tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(TICK);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
-                ticks.tick().await;
+                let nothing = no_targets.borrow().owned.is_empty()
+                    && replica.index().holders_now().iter().next().is_none();
+                tokio::time::sleep(if nothing { IDLE_TICK } else { TICK }).await;
                 if ticking.cast(Msg::Tick).is_err() {
                     return;
                 }
