@@ -101,7 +101,7 @@ pub(super) fn name_of(scheme: &Scheme) -> String {
                 seed => format!("the seed {seed:?}"),
             };
             let form = match form {
-                ExtraForm::Tagged => "as from vLLM 0.33 on",
+                ExtraForm::Tagged => "as from vLLM 0.31 on",
                 ExtraForm::Untagged => "as up to vLLM 0.30",
             };
             format!("{name} with {seed}, extra keys {form}")

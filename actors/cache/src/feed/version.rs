@@ -1,6 +1,6 @@
 //! What a vLLM engine's version says of its block hashes.
 //!
-//! Engines before 0.33 put extra keys into a hash as they are, later ones with their kinds. Engines before 0.30 draw the seed at random
+//! Engines before 0.31 put extra keys into a hash as they are, later ones with their kinds. Engines before 0.30 draw the seed at random
 //! unless `PYTHONHASHSEED` is set. Sources: vLLM's `kv_cache_utils.py` in these releases.
 
 use crate::hash::{Algorithm, ExtraForm};
@@ -12,7 +12,7 @@ use std::fmt;
 /// The oldest release that publishes events. Builds from a source tree without tags say `0.1.dev...`, which tells nothing.
 const OLDEST: Version = Version(0, 9);
 const FIXED_SEED: Version = Version(0, 30);
-const TAGGED: Version = Version(0, 33);
+const TAGGED: Version = Version(0, 31);
 
 /// Major and minor number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,7 +108,7 @@ mod tests {
             form(&plain, of("0.30.0")),
             Some((ExtraForm::Untagged, fixed.clone()))
         );
-        for newest in [of("0.33.0"), of("1.0.0"), None] {
+        for newest in [of("0.31.0"), of("0.32.0"), of("1.0.0"), None] {
             assert_eq!(
                 form(&plain, newest),
                 Some((ExtraForm::Tagged, fixed.clone()))

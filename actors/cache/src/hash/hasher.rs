@@ -53,7 +53,7 @@ impl Algorithm {
 pub enum ExtraForm {
     /// vLLM up to 0.30: bare values.
     Untagged,
-    /// vLLM from 0.33 on: each in a tuple that begins with its kind.
+    /// vLLM from 0.31 on: each in a tuple that begins with its kind.
     Tagged,
 }
 

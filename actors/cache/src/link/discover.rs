@@ -1,6 +1,6 @@
 //! Where an engine publishes, from what it says of itself.
 //!
-//! vLLM from 0.33 on answers `GET /kv_event_sources` with one configuration for each data-parallel rank; SGLang's
+//! vLLM from 0.31 on answers `GET /kv_event_sources` with one configuration for each data-parallel rank; SGLang's
 //! `GET /server_info` has one `kv_events` object from which rank r is r ports on. Wildcard hosts mean the engine's own.
 
 use super::address::Address;
