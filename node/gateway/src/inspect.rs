@@ -2,7 +2,7 @@
 
 use crate::grpc::GrpcScanner;
 use crate::sse::{Seen, SseScanner};
-use crate::usage::{Key, TAIL, Tail, Usage};
+use crate::usage::{Key, Pieces, Usage};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -24,7 +24,7 @@ pub(crate) enum JsonUsage {
     /// Nothing has come.
     Empty,
     /// The first piece had no usage in it; more may come.
-    Pieces(Tail),
+    Pieces(Pieces),
     /// The first piece had it.
     Found(Usage),
 }
@@ -69,7 +69,7 @@ impl Inspect {
     pub fn usage(&self) -> Option<Usage> {
         match self {
             Self::Events(scanner) => Some(scanner.usage()),
-            Self::Json(json, key) => json.usage(key),
+            Self::Json(json, _) => json.usage(),
             Self::Grpc(scanner) => Some(scanner.usage()),
             Self::Nothing => None,
         }
@@ -84,30 +84,27 @@ impl Inspect {
 impl JsonUsage {
     fn push(&mut self, data: &Bytes, key: &Key) {
         *self = match std::mem::replace(self, Self::Empty) {
-            // Nearly always the answer is one piece: look at its end without a copy.
-            Self::Empty => {
-                let end = data.get(data.len().saturating_sub(TAIL)..);
-                match Usage::find_last(end.unwrap_or(data), key) {
-                    Some(usage) => Self::Found(usage),
-                    None => {
-                        let mut tail = Tail::default();
-                        tail.push(data);
-                        Self::Pieces(tail)
-                    }
+            // Nearly always the answer is one piece: look at it without a copy.
+            Self::Empty => match Usage::find_last(data, key) {
+                Some(usage) => Self::Found(usage),
+                None => {
+                    let mut pieces = Pieces::default();
+                    pieces.push(data, key);
+                    Self::Pieces(pieces)
                 }
-            }
-            Self::Pieces(mut tail) => {
-                tail.push(data);
-                Self::Pieces(tail)
+            },
+            Self::Pieces(mut pieces) => {
+                pieces.push(data, key);
+                Self::Pieces(pieces)
             }
             found @ Self::Found(_) => found,
         };
     }
 
-    fn usage(&self, key: &Key) -> Option<Usage> {
+    const fn usage(&self) -> Option<Usage> {
         match self {
             Self::Empty => None,
-            Self::Pieces(tail) => tail.usage(key),
+            Self::Pieces(pieces) => pieces.usage(),
             Self::Found(usage) => Some(*usage),
         }
     }

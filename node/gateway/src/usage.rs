@@ -2,16 +2,17 @@
 //! parsed.
 //!
 //! Shapes: OpenAI chat and completions (`prompt_tokens`, `completion_tokens`, `prompt_tokens_details.cached_tokens`), OpenAI
-//! responses (`input_tokens`, `output_tokens`, `input_tokens_details.cached_tokens`), Anthropic (`input_tokens`,
-//! `cache_read_input_tokens`, `output_tokens`; a stream sends them in two events that are merged), SGLang (`meta_info` with
-//! `prompt_tokens`, `completion_tokens`, `cached_tokens`).
+//! responses (`input_tokens`, `output_tokens`, `input_tokens_details.cached_tokens`), Anthropic (`input_tokens` without those of the cache,
+//! `cache_read_input_tokens`, `cache_creation_input_tokens`, `output_tokens`; a stream sends them in two events that are merged), SGLang
+//! (`meta_info` with `prompt_tokens`, `completion_tokens`, `cached_tokens`).
 
 use memchr::memmem;
 use quorate_routing::Api;
 use serde::Deserialize;
 use std::sync::LazyLock;
 
-/// How much of the end of an answer is searched. Engines write `usage` last or nearly last.
+/// The longest usage object that is found where it comes in several pieces; and how much of an answer's end is looked at first, since
+/// engines mostly write `usage` last. Behind it vLLM's chat writes what was asked for of the prompt (token ids, log probabilities).
 pub(crate) const TAIL: usize = 4096;
 
 /// The member that holds the usage, quotation marks included.
@@ -64,6 +65,8 @@ struct Fields {
     #[serde(default)]
     cache_read_input_tokens: Option<u64>,
     #[serde(default)]
+    cache_creation_input_tokens: Option<u64>,
+    #[serde(default)]
     cached_tokens: Option<u64>,
 }
 
@@ -94,16 +97,29 @@ impl Usage {
         None
     }
 
-    /// The last usage object of the end of a JSON answer.
-    pub fn find_last(tail: &[u8], key: &Key) -> Option<Self> {
-        let mut end = tail.len();
-        while let Some(begin) = key.last.rfind(tail.get(..end)?) {
-            if let Some(usage) = at_key(tail, begin, key.length) {
+    /// The last usage object of a JSON answer, or of a part of it.
+    pub fn find_last(data: &[u8], key: &Key) -> Option<Self> {
+        let end = data.get(data.len().saturating_sub(TAIL)..)?;
+        Self::backwards(end, key).or_else(|| Self::forwards(data, key))
+    }
+
+    fn backwards(data: &[u8], key: &Key) -> Option<Self> {
+        let mut end = data.len();
+        while let Some(begin) = key.last.rfind(data.get(..end)?) {
+            if let Some(usage) = at_key(data, begin, key.length) {
                 return Some(usage);
             }
             end = begin;
         }
         None
+    }
+
+    /// Over much, many times as fast as backwards.
+    fn forwards(data: &[u8], key: &Key) -> Option<Self> {
+        let begins = key.first.find_iter(data);
+        begins
+            .filter_map(|begin| at_key(data, begin, key.length))
+            .last()
     }
 }
 
@@ -124,8 +140,13 @@ fn at_key(data: &[u8], key: usize, length: usize) -> Option<Usage> {
         .into_iter::<Fields>()
         .next()?
         .ok()?;
+    let beside = [
+        fields.cache_read_input_tokens,
+        fields.cache_creation_input_tokens,
+    ];
+    let beside = beside.into_iter().flatten().fold(0, u64::saturating_add);
     Some(Usage {
-        input: fields.prompt_tokens,
+        input: fields.prompt_tokens.map(|n| n.saturating_add(beside)),
         output: fields.completion_tokens,
         cached: fields
             .prompt_tokens_details
@@ -135,24 +156,31 @@ fn at_key(data: &[u8], key: usize, length: usize) -> Option<Usage> {
     })
 }
 
-/// The end of an answer that comes in several pieces.
+/// The usage in an answer that comes in several pieces.
 #[derive(Debug, Default)]
-pub(crate) struct Tail(Vec<u8>);
+pub(crate) struct Pieces {
+    /// The last [`TAIL`] bytes that came: an object may have begun in them.
+    tail: Vec<u8>,
+    found: Option<Usage>,
+}
 
-impl Tail {
-    /// Remembers the last [`TAIL`] bytes.
-    pub fn push(&mut self, data: &[u8]) {
-        let keep = data.get(data.len().saturating_sub(TAIL)..).unwrap_or(data);
-        let room = TAIL.saturating_sub(keep.len());
-        if self.0.len() > room {
-            self.0.drain(..self.0.len() - room);
+impl Pieces {
+    /// The next piece.
+    pub fn push(&mut self, data: &[u8], key: &Key) {
+        let (head, rest) = data.split_at(data.len().min(TAIL));
+        self.tail.extend_from_slice(head);
+        self.found = Usage::find_last(&self.tail, key).or(self.found);
+        if !rest.is_empty() {
+            self.found = Usage::find_last(data, key).or(self.found);
+            self.tail
+                .extend_from_slice(rest.get(rest.len().saturating_sub(TAIL)..).unwrap_or(rest));
         }
-        self.0.extend_from_slice(keep);
+        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
     }
 
-    /// The usage in it.
-    pub fn usage(&self, key: &Key) -> Option<Usage> {
-        Usage::find_last(&self.0, key)
+    /// The last one that has come.
+    pub const fn usage(&self) -> Option<Usage> {
+        self.found
     }
 }
 
@@ -186,9 +214,9 @@ mod tests {
         assert_eq!(find_last(chat), usage(9, 3, Some(8)));
         let responses = br#"{"type":"response.completed","response":{"usage":{"input_tokens":5,"output_tokens":7,"input_tokens_details":{"cached_tokens":0}}}}"#;
         assert_eq!(find(responses), usage(5, 7, Some(0)));
-        let mut anthropic = find(br#"{"message":{"usage":{"input_tokens":4,"cache_read_input_tokens":2,"output_tokens":1}}}"#).unwrap();
+        let mut anthropic = find(br#"{"message":{"usage":{"input_tokens":4,"cache_creation_input_tokens":3,"cache_read_input_tokens":2,"output_tokens":1}}}"#).unwrap();
         anthropic.merge(find(br#"{"type":"message_delta","usage":{"output_tokens":6}}"#).unwrap());
-        assert_eq!(Some(anthropic), usage(4, 6, Some(2)));
+        assert_eq!(Some(anthropic), usage(9, 6, Some(2)));
         let details = br#"{"usage" : {"prompt_tokens":1,"completion_tokens":2,"prompt_tokens_details":null}}"#;
         assert_eq!(find(details), usage(1, 2, None));
         let sglang = br#"{"text":"\"usage\"","meta_info":{"id":"x","prompt_tokens":5,"completion_tokens":6,"cached_tokens":4}}"#;
@@ -212,18 +240,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_tail_is_the_end_however_it_was_cut(
-            data in prop::collection::vec(any::<u8>(), 0..12_000), cuts in prop::collection::vec(0usize..12_000, 0..6),
+        fn it_is_found_wherever_it_stands_and_however_it_was_cut(
+            before in 0usize..9_000, after in 0usize..9_000, cuts in prop::collection::vec(0usize..18_000, 0..6),
         ) {
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(data.len())).collect();
+            let data = format!(
+                r#"{{"usage":null,"choices":"\"usage\":{{}} {}","usage":{{"prompt_tokens":9,"completion_tokens":3}},"prompt_token_ids":[{}7]}}"#,
+                "x".repeat(before),
+                "1,".repeat(after / 2),
+            );
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(data.len())).collect();
             cuts.sort_unstable();
-            let mut tail = Tail::default();
+            let mut pieces = Pieces::default();
             let mut from = 0;
             for cut in cuts.into_iter().chain([data.len()]) {
-                tail.push(&data[from..cut]);
+                pieces.push(&data.as_bytes()[from..cut], Key::of(Api::Chat));
+                prop_assert!(pieces.tail.len() <= TAIL);
                 from = cut;
             }
-            prop_assert_eq!(&tail.0[..], &data[data.len().saturating_sub(TAIL)..]);
+            prop_assert_eq!(pieces.usage(), usage(9, 3, None));
+            prop_assert_eq!(find_last(data.as_bytes()), usage(9, 3, None));
         }
 
         #[test]
