@@ -10,7 +10,9 @@ use quorate_routing::pipeline::TierBlocks;
 use quorate_routing::tokens::{Origin, PromptTokens, TokenRequest};
 use quorate_routing::view::Pool;
 use quorate_routing::{Api, Endpoint, RequestInfo, RoutingView};
-use serde_json::{Map, Value, json};
+use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
@@ -28,7 +30,7 @@ pub async fn look_up(
         return Err(not_now(format!("pool {name:?} does not look prompts up")));
     };
     let body = Body::of(request)?;
-    let model = [request.model.as_str(), body.model()]
+    let model = [request.model.as_str(), &body.model()]
         .into_iter()
         .find(|model| !model.is_empty())
         .map(Arc::from)
@@ -47,7 +49,7 @@ pub async fn look_up(
                     "pool {name:?} makes no tokens: its scheduling config has no token-producer"
                 ))
             })?;
-            let body = with_model(fields, &model);
+            let body = with_model(fields, &model)?;
             let info = RequestInfo::parse(api, &body)
                 .map_err(|error| status::invalid("body", error.to_string()))?;
             let lora = adapter(&route.endpoints, &model);
@@ -86,8 +88,11 @@ pub async fn look_up(
 
 enum Body {
     Tokens(Arc<[u32]>),
-    Request(Api, Map<String, Value>),
+    Request(Api, Fields),
 }
+
+/// A request's outermost members as they were written: a template may write tools out, members in the order in which they came.
+type Fields = BTreeMap<String, Box<RawValue>>;
 
 impl Body {
     fn of(request: &CacheLookupRequest) -> Result<Self, Status> {
@@ -101,13 +106,12 @@ impl Body {
             }
             Some(What::Tokens(tokens)) => Ok(Self::Tokens(tokens.ids.as_slice().into())),
             Some(What::Prompt(text)) => {
-                let mut fields = Map::new();
-                let message = json!([{"role": "user", "content": text}]);
-                fields.insert("messages".to_owned(), message);
-                Ok(Self::Request(Api::Chat, fields))
+                let messages = raw(&json!([{"role": "user", "content": text}]))?;
+                let fields = [("messages".to_owned(), messages)];
+                Ok(Self::Request(Api::Chat, fields.into()))
             }
             Some(What::Body(body)) => {
-                let fields: Map<String, Value> = serde_json::from_slice(&body.json)
+                let fields: Fields = serde_json::from_slice(&body.json)
                     .map_err(|error| status::invalid("body", format!("no JSON object: {error}")))?;
                 let api = api(&body.path, &fields)?;
                 Ok(Self::Request(api, fields))
@@ -115,18 +119,23 @@ impl Body {
         }
     }
 
-    fn model(&self) -> &str {
-        match self {
-            Self::Tokens(_) => "",
-            Self::Request(_, fields) => fields
-                .get("model")
-                .and_then(Value::as_str)
-                .unwrap_or_default(),
-        }
+    /// Empty if it names none.
+    fn model(&self) -> String {
+        let field = match self {
+            Self::Tokens(_) => None,
+            Self::Request(_, fields) => fields.get("model"),
+        };
+        field
+            .and_then(|model| serde_json::from_str(model.get()).ok())
+            .unwrap_or_default()
     }
 }
 
-fn api(path: &str, fields: &Map<String, Value>) -> Result<Api, Status> {
+fn raw(value: &impl serde::Serialize) -> Result<Box<RawValue>, Status> {
+    to_raw_value(value).map_err(|error| status::invalid("body", error.to_string()))
+}
+
+fn api(path: &str, fields: &Fields) -> Result<Api, Status> {
     if !path.is_empty() {
         return match Api::of(path) {
             Api::Native | Api::VllmGrpcGenerate | Api::VllmGrpcEmbed => Err(status::invalid(
@@ -150,10 +159,9 @@ fn api(path: &str, fields: &Map<String, Value>) -> Result<Api, Status> {
     })
 }
 
-fn with_model(mut fields: Map<String, Value>, model: &str) -> Vec<u8> {
-    fields.insert("model".to_owned(), model.into());
-    // Keys are text and numbers are finite: there is nothing that could not be written.
-    serde_json::to_vec(&fields).unwrap_or_default()
+fn with_model(mut fields: Fields, model: &str) -> Result<Vec<u8>, Status> {
+    fields.insert("model".to_owned(), raw(&model)?);
+    serde_json::to_vec(&fields).map_err(|error| status::invalid("body", error.to_string()))
 }
 
 /// The base model that the first endpoint which says so serves.
@@ -237,7 +245,7 @@ fn rows(found: &PromptCache, endpoints: &[Arc<Endpoint>]) -> Vec<CachedPrefix> {
 mod tests {
     use super::*;
 
-    fn fields(json: &str) -> Map<String, Value> {
+    fn fields(json: &str) -> Fields {
         serde_json::from_str(json).unwrap()
     }
 
@@ -253,8 +261,17 @@ mod tests {
         ] {
             assert_eq!(api(path, &fields(body)).ok(), expected, "{path} {body}");
         }
-        let body = with_model(fields(r#"{"prompt": "x", "model": "a"}"#), "b");
-        let body: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(body, json!({"prompt": "x", "model": "b"}));
+    }
+
+    #[test]
+    fn all_but_the_model_stays_as_it_was_written() {
+        let tools = r#"[{"type": "function", "function": {"parameters": {"type": "object", "a": 1.50, "A": {"z": 1, "b": 2}}}}]"#;
+        let written = fields(&format!(
+            r#"{{"tools": {tools}, "model": "a", "messages": []}}"#
+        ));
+        let body = String::from_utf8(with_model(written, "b").unwrap()).unwrap();
+        assert!(body.contains(tools), "{body}");
+        let model = Body::Request(Api::Chat, fields(&body)).model();
+        assert_eq!((model.as_str(), fields(&body).len()), ("b", 3));
     }
 }
