@@ -12,14 +12,36 @@ import sys
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ["<|end|>", "<|turn|>", "<|pad|>"]
+# As many tokens as real models have at least: those above what the training finds are never made of text.
+TOKENS = 16_384
 WORDS = (
     "a router sends every request to one of many model servers and each server keeps the keys and values of the prompts it has seen so "
     "that the next question which begins in the same way costs less time while answers stream back token by token to the people who asked"
 ).split()
-CHAT = (
-    "{% for message in messages %}<|turn|>{{ message.role }}: {{ message.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
-)
+# In the manner of the templates that models come with: a system prompt, tools, calls of tools and what they answered.
+CHAT = """
+{%- if tools %}
+    {{- '<|turn|>tools: ' }}
+    {%- for tool in tools %}
+        {{- tool | tojson }}
+        {{- '\\n' if not loop.last }}
+    {%- endfor %}
+    {{- '<|end|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|turn|>' + message.role + ': ' }}
+    {%- if message.content %}
+        {{- message.content | trim if message.role == 'system' else message.content }}
+    {%- endif %}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\\ncalls ' + call.function.name + ' with ' + call.function.arguments | tojson }}
+    {%- endfor %}
+    {{- '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|turn|>assistant: ' }}
+{%- endif %}
+"""
 
 
 def tokenizer():
@@ -30,7 +52,10 @@ def tokenizer():
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(sentences, trainers.BpeTrainer(vocab_size=1024, special_tokens=SPECIAL, initial_alphabet=alphabet))
-    return bpe
+    whole = json.loads(bpe.to_str())
+    vocabulary = whole["model"]["vocab"]
+    vocabulary.update({f"Ġunused{number}": number for number in range(len(vocabulary), TOKENS)})
+    return Tokenizer.from_str(json.dumps(whole))
 
 
 def main(directory):
@@ -54,7 +79,7 @@ def main(directory):
     write("config.json", {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": -(-bpe.get_vocab_size() // 64) * 64,
+        "vocab_size": TOKENS,
         "hidden_size": 256,
         "intermediate_size": 512,
         "num_hidden_layers": 2,
