@@ -5,8 +5,10 @@
 //! in order of rank. Any other tokenizer is the library's alone: [`ByteLevel::read`] says so by `None`. Tests hold both against
 //! each other.
 
+mod ascii;
 mod merges;
 mod split;
+mod words;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use merges::{Merges, Scratch};
@@ -227,16 +229,14 @@ impl ByteLevel {
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) -> Option<()> {
-        let text = text.get(range)?;
-        if text.is_empty() {
-            return Some(());
-        }
         match splitters.split_first() {
+            _ if range.is_empty() => Some(()),
             None => {
-                self.merges.word(text.as_bytes(), scratch, out);
+                self.merges.word(text.as_bytes(), range, scratch, out);
                 Some(())
             }
             Some((splitter, rest)) => {
+                let text = text.get(range)?;
                 splitter.pieces(text, |range| self.split(rest, text, range, scratch, out))
             }
         }

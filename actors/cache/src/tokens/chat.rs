@@ -265,6 +265,13 @@ fn content(
     files: &ModelFiles,
     media: &mut Vec<Media>,
 ) -> Result<Value, TokenError> {
+    if let Some(text) = content.filter(|_| format == ContentFormat::String)
+        && text
+            .as_str()
+            .is_some_and(|t| !system || !t.starts_with(BILLING_HEADER))
+    {
+        return Ok(text.clone());
+    }
     let mut texts = Vec::new();
     let mut parts = Vec::new();
     let mut markers = Vec::new();

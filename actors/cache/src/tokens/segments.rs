@@ -1,8 +1,8 @@
 //! Token ids of pieces of text that were tokenized before, bounded by bytes.
 //!
 //! Two generations a shard: what is used moves to the young one; when that is full the old one is emptied and takes its place. Texts and ids
-//! lie one after the other in memory that is kept: allocated piece by piece it would be given back to the system and asked for anew all
-//! the time. A piece is compared as a whole, so that no two pieces are ever taken for each other.
+//! lie one after the other in chunks of memory that are kept and never grow: allocated piece by piece it would be given back to the system and
+//! asked for anew all the time. A piece is compared as a whole, so that no two pieces are ever taken for each other.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -13,6 +13,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 const SHARDS: usize = 16;
 /// What an entry costs beside its text and its ids.
 const OVERHEAD: usize = 96;
+/// Bytes of text in a chunk, and as many of ids.
+const CHUNK: usize = 64 << 10;
 
 fn cost(text: &str, ids: &[u32]) -> usize {
     text.len() + size_of_val(ids) + OVERHEAD
@@ -22,15 +24,38 @@ fn cost(text: &str, ids: &[u32]) -> usize {
 #[derive(Clone, Debug)]
 struct Piece {
     first: bool,
+    chunk: usize,
     text: Range<usize>,
     ids: Range<usize>,
 }
 
 #[derive(Debug, Default)]
-struct Generation {
-    pieces: HashMap<u64, Piece>,
+struct Chunk {
     texts: String,
     ids: Vec<u32>,
+}
+
+impl Chunk {
+    /// With room for this piece, and for more if it is not a large one.
+    fn for_piece(text: &str, ids: &[u32]) -> Self {
+        Self {
+            texts: String::with_capacity(text.len().max(CHUNK)),
+            ids: Vec::with_capacity(ids.len().max(CHUNK / size_of::<u32>())),
+        }
+    }
+
+    fn has_room(&self, text: &str, ids: &[u32]) -> bool {
+        self.texts.capacity() - self.texts.len() >= text.len()
+            && self.ids.capacity() - self.ids.len() >= ids.len()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    pieces: HashMap<u64, Piece>,
+    chunks: Vec<Chunk>,
+    /// The chunk that pieces are added to.
+    filling: usize,
     cost: usize,
 }
 
@@ -38,26 +63,43 @@ impl Generation {
     /// The ids of a text.
     fn ids(&self, key: u64, text: &str, first: bool) -> Option<&[u32]> {
         let piece = self.pieces.get(&key)?;
-        let same = piece.first == first && self.texts.get(piece.text.clone()) == Some(text);
-        self.ids.get(piece.ids.clone()).filter(|_| same)
+        let chunk = self.chunks.get(piece.chunk)?;
+        let same = piece.first == first && chunk.texts.get(piece.text.clone()) == Some(text);
+        chunk.ids.get(piece.ids.clone()).filter(|_| same)
     }
 
     fn add(&mut self, key: u64, text: &str, first: bool, ids: &[u32]) {
+        let full = |chunk: &Chunk| !chunk.has_room(text, ids);
+        while self.chunks.get(self.filling).is_some_and(full) {
+            self.filling += 1;
+        }
+        if self.filling >= self.chunks.len() {
+            self.chunks.push(Chunk::for_piece(text, ids));
+        }
+        let Some(chunk) = self.chunks.get_mut(self.filling) else {
+            return;
+        };
         let piece = Piece {
             first,
-            text: self.texts.len()..self.texts.len() + text.len(),
-            ids: self.ids.len()..self.ids.len() + ids.len(),
+            chunk: self.filling,
+            text: chunk.texts.len()..chunk.texts.len() + text.len(),
+            ids: chunk.ids.len()..chunk.ids.len() + ids.len(),
         };
-        self.texts.push_str(text);
-        self.ids.extend_from_slice(ids);
+        chunk.texts.push_str(text);
+        chunk.ids.extend_from_slice(ids);
         self.cost += cost(text, ids);
         self.pieces.insert(key, piece);
     }
 
     fn clear(&mut self) {
         self.pieces.clear();
-        self.texts.clear();
-        self.ids.clear();
+        // One that was made for a large piece is not kept: the next one may be larger.
+        self.chunks.retain(|chunk| chunk.texts.capacity() == CHUNK);
+        for chunk in &mut self.chunks {
+            chunk.texts.clear();
+            chunk.ids.clear();
+        }
+        self.filling = 0;
         self.cost = 0;
     }
 }

@@ -40,6 +40,8 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat";
+/// Bytes of memory that a rendering begins with: most need no more.
+const COMMON_OUTPUT: usize = 16 << 10;
 
 impl ChatTemplate {
     /// Reads a template. The form of contents is found from its syntax tree.
@@ -106,7 +108,7 @@ impl ChatTemplate {
     pub fn render(&self, variables: Value) -> Result<String, TokenError> {
         let template = self.environment.get_template(NAME).map_err(refused)?;
         let mut out = Bounded {
-            bytes: Vec::new(),
+            bytes: Vec::with_capacity(COMMON_OUTPUT.min(self.limits.output)),
             limit: self.limits.output,
         };
         template

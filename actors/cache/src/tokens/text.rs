@@ -91,9 +91,7 @@ impl TextTokenizer {
         let mut out = Vec::with_capacity(text.len() / 3 + before.len() + behind.len());
         out.extend_from_slice(before);
         for piece in cuts.pieces(text) {
-            for text in self.parts(piece.text) {
-                self.piece(&Piece { text, ..piece }, &mut out)?;
-            }
+            self.piece(&piece, &mut out)?;
             out.extend(piece.then);
         }
         out.extend_from_slice(behind);
@@ -105,14 +103,15 @@ impl TextTokenizer {
         let Some(cuts) = &self.cuts else {
             return text.len();
         };
-        cuts.pieces(text)
-            .flat_map(|piece| {
-                let first = piece.after.is_none();
-                self.parts(piece.text).map(move |part| (part, first))
-            })
-            .filter(|(part, first)| !self.segments.contains(part, *first))
-            .map(|(part, _)| part.len())
-            .sum()
+        let new = |piece: Piece<'_>| {
+            let known = |text| self.segments.contains(text, piece.after.is_none());
+            let new = self.parts(piece.text).filter(|part| !known(part));
+            match known(piece.text) {
+                true => 0,
+                false => new.map(str::len).sum::<usize>(),
+            }
+        };
+        cuts.pieces(text).map(new).sum()
     }
 
     /// A piece as it is remembered: long ones in parts, so that what begins like another one is not tokenized again.
@@ -137,11 +136,30 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Puts the ids of a piece behind `out`. One in parts that are all known is remembered as a whole too, to be found by one look.
     fn piece(&self, piece: &Piece<'_>, out: &mut Vec<u32>) -> Result<(), TokenError> {
         let first = piece.after.is_none();
         if self.segments.extend(piece.text, first, out) {
             return Ok(());
         }
+        let (from, mut known) = (out.len(), true);
+        for text in self.parts(piece.text) {
+            let is_part = text.len() < piece.text.len();
+            if !(is_part && self.segments.extend(text, first, out)) {
+                self.part(&Piece { text, ..*piece }, out)?;
+                known = false;
+            }
+        }
+        if known {
+            let ids = out.get(from..).unwrap_or_default();
+            self.segments.insert(piece.text, first, ids);
+        }
+        Ok(())
+    }
+
+    /// Puts the ids of new text behind `out`, and remembers them.
+    fn part(&self, piece: &Piece<'_>, out: &mut Vec<u32>) -> Result<(), TokenError> {
+        let first = piece.after.is_none();
         let from = out.len();
         if let Some(byte_level) = &self.byte_level {
             if byte_level.encode(piece.text, out).is_some() {

@@ -1,10 +1,11 @@
 //! The merges of byte-level BPE: of a word's bytes, the neighbours with the lowest rank become one token, the leftmost first, until
 //! no two neighbours are a pair.
 
+use super::words::Words;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
-use xxhash_rust::xxh3::xxh3_64;
+use std::ops::Range;
 
 /// Longer words go through a heap: `n log n` whatever the text is.
 const SHORT: usize = 48;
@@ -27,10 +28,8 @@ struct Pair {
 pub(super) struct Merges {
     bytes: [u32; 256],
     pairs: HashMap<u64, Pair, BuildHasherDefault<Mix>>,
-    /// Words that are one token, so that most need no merge.
-    words: HashMap<Box<[u8]>, u32, BuildHasherDefault<Mix>>,
-    /// Of the longest of them.
-    longest: usize,
+    /// Those that are one token, so that most need no merge.
+    words: Words,
 }
 
 /// Memory that one call after the other uses.
@@ -71,9 +70,9 @@ impl Merges {
         let mut merges = Self {
             bytes,
             pairs,
-            words: HashMap::default(),
-            longest: 0,
+            words: Words::default(),
         };
+        let mut words = Vec::new();
         let (mut scratch, mut made) = (Scratch::default(), Vec::new());
         for (token, id) in vocab {
             let text: Option<Box<[u8]>> =
@@ -85,21 +84,25 @@ impl Merges {
             merges.merge(&text, &mut scratch, &mut made);
             // A token that its own bytes do not lead to is no word, unless words go before merges.
             if words_first || made == [*id] {
-                merges.longest = merges.longest.max(text.len());
-                merges.words.insert(text, *id);
+                words.push((text, *id));
             }
         }
+        merges.words = Words::new(words);
         Some(merges)
     }
 
-    /// Puts the ids of a word behind `out`.
-    pub fn word(&self, word: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        if word.len() <= self.longest
-            && let Some(id) = self.words.get(word)
-        {
-            return out.push(*id);
+    /// Puts the ids of the word at `range` of a text behind `out`.
+    pub fn word(
+        &self,
+        text: &[u8],
+        range: Range<usize>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        match self.words.get(text, range.clone()) {
+            Some(id) => out.push(id),
+            None => self.merge(text.get(range).unwrap_or_default(), scratch, out),
         }
-        self.merge(word, scratch, out);
     }
 
     fn merge(&self, word: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
@@ -218,17 +221,14 @@ struct Mix(u64);
 
 impl Hasher for Mix {
     fn write(&mut self, bytes: &[u8]) {
-        self.0 ^= xxh3_64(bytes);
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(self.0 ^ u64::from(*byte)));
     }
 
     fn write_u64(&mut self, key: u64) {
         let mixed = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * 0xda94_2042_e4dd_58b5;
         self.0 = (mixed >> 64) as u64 ^ mixed as u64;
-    }
-
-    // The length that goes before a slice.
-    fn write_usize(&mut self, length: usize) {
-        self.0 = length as u64;
     }
 
     fn finish(&self) -> u64 {
@@ -280,7 +280,7 @@ mod tests {
             merges.merge_long(&mut start(), &mut long);
             prop_assert_eq!(&short.ids, &long);
             let mut by_word = Vec::new();
-            merges.word(word.as_bytes(), &mut Scratch::default(), &mut by_word);
+            merges.word(word.as_bytes(), 0..word.len(), &mut Scratch::default(), &mut by_word);
             prop_assert_eq!(by_word, long);
         }
     }

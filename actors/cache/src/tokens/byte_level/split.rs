@@ -3,6 +3,7 @@
 //! The patterns of the known models are regular but for their end, `\s+(?!\S)|\s+`: a run of white space without its last character
 //! where something else follows. That end is a second pattern, `\s+`, and what it finds is cut afterwards.
 
+use super::ascii::{Ascii, End};
 use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::nfa::thompson::NFA;
@@ -33,6 +34,7 @@ pub(super) enum Gaps {
 pub(super) struct Splitter {
     dfa: DFA,
     caches: Caches,
+    ascii: Option<Ascii>,
     gaps: Gaps,
     spaces: Spaces,
 }
@@ -71,6 +73,7 @@ impl Splitter {
         let caches = Pool::new(Box::new(move || for_caches.create_cache()) as Box<_>);
         let spaces = spaces(&dfa).unwrap_or_default();
         Some(Self {
+            ascii: Ascii::new(&dfa),
             dfa,
             caches,
             gaps,
@@ -89,20 +92,22 @@ impl Splitter {
         text: &str,
         mut word: impl FnMut(Range<usize>) -> Option<()>,
     ) -> Option<()> {
-        let mut cache = self.caches.get();
+        let mut cache = None;
         let (mut at, mut gap) = (0, 0);
         while at < text.len() {
-            let input = Input::new(text).range(at..).anchored(Anchored::Yes);
-            let found = self.dfa.try_search_fwd(&mut cache, &input).ok()?;
-            let Some(found) = found else {
+            let table = self.ascii.as_ref();
+            let found = match table.and_then(|table| table.find(text.as_bytes(), at)) {
+                Some(found) => found,
+                None => self.find(text, at, cache.get_or_insert_with(|| self.caches.get()))?,
+            };
+            let Some((mut end, main)) = found else {
                 at += text.get(at..)?.chars().next()?.len_utf8();
                 continue;
             };
             if gap < at && self.gaps == Gaps::Keep {
                 word(gap..at)?;
             }
-            let mut end = found.offset();
-            if found.pattern().as_usize() == 1 && end < text.len() {
+            if !main && end < text.len() {
                 let last = text.get(at..end)?.chars().next_back()?.len_utf8();
                 if end - last > at {
                     end -= last;
@@ -115,6 +120,13 @@ impl Splitter {
             word(gap..at)?;
         }
         Some(())
+    }
+
+    /// The match that begins at `at`, if one does. `None`: the automaton gave up.
+    fn find(&self, text: &str, at: usize, cache: &mut Cache) -> Option<Option<End>> {
+        let input = Input::new(text).range(at..).anchored(Anchored::Yes);
+        let found = self.dfa.try_search_fwd(cache, &input).ok()?;
+        Some(found.map(|found| (found.offset(), found.pattern().as_usize() == 0)))
     }
 }
 
@@ -340,6 +352,7 @@ mod tests {
             ], 0..16).prop_map(|pieces| pieces.concat()),
         ) {
             for (splitter, split) in SPLITS.iter() {
+                prop_assert!(splitter.ascii.is_some());
                 prop_assert_eq!(ours(splitter, &text), reference(split, &text), "{:?}", split.pattern);
             }
         }
