@@ -3,7 +3,8 @@
 //!
 //! A slot is one word: 24 bits of the hash, and the location. The full hash is in the segment, so a reader asks there whether a location is
 //! the right one. A slot never moves within a table; a removed one is marked and used again. A stripe that is full is copied to
-//! a new table of the right size, which then takes its place: readers of the old one miss at most what was stored meanwhile.
+//! a new table of the right size, which then takes its place: readers of the old one miss at most what was stored meanwhile. The tables of all
+//! stripes stand in one list, so that the slots of many hashes can be looked at without anything to wait for in between.
 
 use super::coverage::SEGMENT_BITS;
 use arc_swap::ArcSwap;
@@ -57,14 +58,15 @@ pub(super) struct Place {
     word: u64,
 }
 
+#[derive(Clone)]
 struct Table {
-    slots: Box<[AtomicU64]>,
+    slots: Arc<[AtomicU64]>,
 }
 
 impl Table {
     fn new(slots: usize) -> Self {
         Self {
-            slots: bytemuck::zeroed_slice_box(slots),
+            slots: (0..slots).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -88,8 +90,10 @@ struct Counts {
     removed: usize,
 }
 
+/// Has a cache line for itself: another processor's writes to the next one do not slow it down.
+#[derive(Default)]
+#[repr(align(64))]
 struct Stripe {
-    table: ArcSwap<Table>,
     /// Blocks that were given another location, ever: counted when the new one is there and before the old one is used again.
     moves: AtomicU64,
     counts: Mutex<Counts>,
@@ -98,19 +102,18 @@ struct Stripe {
 /// The map. Writers of different stripes do not wait for each other, readers for nobody.
 pub(super) struct BlockMap {
     stripes: Box<[Stripe]>,
+    /// By stripe; only who has the lock of a stripe's counts gives it another one.
+    tables: ArcSwap<Vec<Table>>,
     /// Chosen anew in each process, so that nobody outside can aim at one slot.
     seed: u64,
 }
 
 impl BlockMap {
     pub(super) fn new() -> Self {
-        let stripe = || Stripe {
-            table: ArcSwap::from_pointee(Table::new(SMALLEST)),
-            moves: AtomicU64::new(0),
-            counts: Mutex::default(),
-        };
+        let tables = (0..STRIPES).map(|_| Table::new(SMALLEST));
         Self {
-            stripes: (0..STRIPES).map(|_| stripe()).collect(),
+            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            tables: ArcSwap::from_pointee(tables.collect()),
             seed: RandomState::new().hash_one(0u8),
         }
     }
@@ -126,6 +129,27 @@ impl BlockMap {
         )
     }
 
+    /// The stripe's table from now on. Its lock must be held.
+    fn set_table(&self, stripe: usize, table: &Table) {
+        self.tables.rcu(|tables| {
+            let mut tables = Vec::clone(tables);
+            tables[stripe] = table.clone();
+            tables
+        });
+    }
+
+    /// Looks at where the search for each of the hashes begins. The looks do not wait for each other, as those of one search after the other do:
+    /// so what comes next finds all of it near.
+    pub(super) fn approach(&self, hashes: &[u64]) {
+        let tables = self.tables.load();
+        let first = |hash: &u64| {
+            let (stripe, tag) = self.mix(*hash);
+            let table = &tables[stripe];
+            table.slots[table.home(tag)].load(Ordering::Relaxed)
+        };
+        std::hint::black_box(hashes.iter().map(first).fold(0, |all, word| all | word));
+    }
+
     /// The shard that a new segment beginning with the hash goes to.
     pub(super) fn shard(&self, hash: u64, shards: usize) -> usize {
         (self.mix(hash).1 as usize * shards) >> TAG_BITS
@@ -137,11 +161,11 @@ impl BlockMap {
         hash: u64,
         mut right: impl FnMut(Location) -> Option<T>,
     ) -> Option<T> {
-        let (stripe, tag) = self.mix(hash);
-        let stripe = &self.stripes[stripe];
+        let (number, tag) = self.mix(hash);
+        let stripe = &self.stripes[number];
         loop {
             let moves = stripe.moves.load(Ordering::Acquire);
-            let table = stripe.table.load();
+            let table = &self.tables.load()[number];
             let mut refused = false;
             for slot in table.from(tag) {
                 let word = table.slots[slot].load(Ordering::Acquire);
@@ -172,16 +196,14 @@ impl BlockMap {
         mut right: impl FnMut(Location) -> bool,
     ) -> Result<(), Location> {
         let (stripe, tag) = self.mix(hash);
-        let stripe = &self.stripes[stripe];
-        let mut counts = stripe.counts.lock();
-        let mut table = stripe.table.load();
-        if (counts.taken + counts.removed + 1) * 5 > table.slots.len() * 4 {
-            stripe
-                .table
-                .store(Arc::new(Self::copy(&table, counts.taken + 1)));
+        let mut counts = self.stripes[stripe].counts.lock();
+        let mut tables = self.tables.load();
+        if (counts.taken + counts.removed + 1) * 5 > tables[stripe].slots.len() * 4 {
+            self.set_table(stripe, &Self::copy(&tables[stripe], counts.taken + 1));
             counts.removed = 0;
-            table = stripe.table.load();
+            tables = self.tables.load();
         }
+        let table = &tables[stripe];
         let mut spare = None;
         for slot in table.from(tag) {
             let word = table.slots[slot].load(Ordering::Relaxed);
@@ -219,11 +241,10 @@ impl BlockMap {
     pub(super) fn reserve(&self, hashes: usize) {
         // Stripes fill almost evenly.
         let each = hashes / STRIPES + hashes / STRIPES / 32;
-        for stripe in &self.stripes {
+        for (number, stripe) in self.stripes.iter().enumerate() {
             let counts = stripe.counts.lock();
             if counts.taken == 0 && each > 0 {
-                let empty = Table::new(0);
-                stripe.table.store(Arc::new(Self::copy(&empty, each)));
+                self.set_table(number, &Self::copy(&Table::new(0), each));
             }
         }
     }
@@ -235,14 +256,14 @@ impl BlockMap {
         places: &[Place],
         mut right: impl FnMut(Location, u64) -> bool,
     ) -> bool {
-        let Some(stripe) = self.stripes.get(stripe) else {
+        let Some(counts) = self.stripes.get(stripe).map(|stripe| &stripe.counts) else {
             return false;
         };
-        let mut counts = stripe.counts.lock();
-        let mut table = stripe.table.load_full();
+        let mut counts = counts.lock();
+        let mut table = self.tables.load()[stripe].clone();
         if (counts.taken + counts.removed + places.len()) * 5 > table.slots.len() * 4 {
-            table = Arc::new(Self::copy(&table, counts.taken + places.len()));
-            stripe.table.store(Arc::clone(&table));
+            table = Self::copy(&table, counts.taken + places.len());
+            self.set_table(stripe, &table);
             counts.removed = 0;
         }
         let slots = &*table.slots;
@@ -298,9 +319,8 @@ impl BlockMap {
         with: impl FnOnce(&mut Counts, &Table, usize, u64),
     ) -> bool {
         let (stripe, tag) = self.mix(hash);
-        let stripe = &self.stripes[stripe];
-        let mut counts = stripe.counts.lock();
-        let table = stripe.table.load();
+        let mut counts = self.stripes[stripe].counts.lock();
+        let table = &self.tables.load()[stripe];
         let wanted = TAKEN | tag << (63 - TAG_BITS) | old.pack();
         for slot in table.from(tag) {
             let word = table.slots[slot].load(Ordering::Relaxed);
@@ -308,7 +328,7 @@ impl BlockMap {
                 return false;
             }
             if word == wanted {
-                with(&mut counts, &table, slot, word);
+                with(&mut counts, table, slot, word);
                 return true;
             }
         }
@@ -319,7 +339,7 @@ impl BlockMap {
     fn copy(old: &Table, taken: usize) -> Table {
         // It is filled to five eighths, and copied again at four fifths.
         let table = Table::new((taken * 8 / 5).max(SMALLEST));
-        for word in &old.slots {
+        for word in &*old.slots {
             let word = word.load(Ordering::Relaxed);
             if word & TAKEN == 0 {
                 continue;
@@ -342,10 +362,8 @@ impl BlockMap {
 
     /// Bytes of the tables.
     pub(super) fn bytes(&self) -> usize {
-        self.stripes
-            .iter()
-            .map(|s| s.table.load().slots.len() * 8)
-            .sum()
+        let tables = self.tables.load();
+        tables.iter().map(|table| table.slots.len() * 8).sum()
     }
 }
 

@@ -314,6 +314,7 @@ impl Shard {
         {
             word.store(*hash, Ordering::Relaxed);
         }
+        core.map.approach(hashes);
         // From here on the map may lead here; nobody reads beyond the length until it is set.
         let mut there = None;
         let mut count = 0;
