@@ -173,7 +173,7 @@ fn varied(
             tokens.push(json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": normalized, "special": false}));
         }
     }
-    TextTokenizer::new(file.to_string().as_bytes(), 1 << 16).unwrap()
+    TextTokenizer::new(file.to_string().as_bytes(), 1 << 20).unwrap()
 }
 
 #[test]
@@ -249,8 +249,12 @@ proptest! {
         for (at, tail) in behind {
             let at = (0..=at.index(text.len())).rev().find(|at| text.is_char_boundary(*at));
             let text = text[..at.unwrap_or_default()].to_owned() + &tail;
-            let ids = tokenizer.encode(&text, false).unwrap();
-            prop_assert_eq!(ids, tokenizer.whole(&text, false).unwrap(), "{:?}", &text);
+            let whole = tokenizer.whole(&text, false).unwrap();
+            // New, from its parts, and as a whole.
+            for _ in 0..3 {
+                prop_assert_eq!(&tokenizer.encode(&text, false).unwrap(), &whole, "{:?}", &text);
+            }
+            prop_assert_eq!(tokenizer.new_bytes(&text), 0);
         }
     }
 }

@@ -4,9 +4,10 @@ use super::media::Media;
 use super::prompt::Prompt;
 use super::{ContentFormat, ModelFiles, TokenError};
 use minijinja::Value;
-use minijinja::value::ValueKind;
+use minijinja::value::{Object, ValueKind};
 use quorate_routing::request::MediaKind;
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// With it Claude Code begins a system text whose first line is another one in each request. vLLM leaves that line out.
 pub(super) const BILLING_HEADER: &str = "x-anthropic-billing-header";
@@ -116,12 +117,12 @@ pub(super) fn render(body: ChatBody, files: &ModelFiles) -> Result<Prompt, Token
     }
     let ending = continued.then(|| final_text(&messages)).flatten();
     let tools = body.tools.map(|tools| tools.iter().map(tool).collect());
-    let mut variables: Vec<(String, Value)> = files
+    let mut variables: Vec<(Value, Value)> = files
         .special
         .iter()
-        .map(|(name, token)| (name.clone(), Value::from(token.as_str())))
+        .map(|(name, token)| (Value::from(name.as_str()), Value::from(token.as_str())))
         .collect();
-    let mut set = |name: &str, value: Value| variables.push((name.to_owned(), value));
+    let mut set = |name: &str, value: Value| variables.push((Value::from(name), value));
     set("messages", messages.into_iter().collect());
     set("tools", tools.unwrap_or(Value::from(())));
     set("documents", Value::from(()));
@@ -158,7 +159,11 @@ pub(super) fn render(body: ChatBody, files: &ModelFiles) -> Result<Prompt, Token
             set(name, value);
         }
     }
-    let mut text = template.render(Value::from_pairs(variables))?;
+    let variables = match variables.len() {
+        0..=FEW => Value::from_object(Variables(variables)),
+        _ => Value::from_pairs(variables),
+    };
+    let mut text = template.render(variables)?;
     if continued {
         let ending = ending.ok_or(TokenError::Unsupported("a final message without text"))?;
         cut_after(&mut text, &ending)?;
@@ -168,6 +173,20 @@ pub(super) fn render(body: ChatBody, files: &ModelFiles) -> Result<Prompt, Token
         special: body.add_special_tokens.unwrap_or(false),
         media,
     })
+}
+
+/// As many variables are looked through one by one; of more, which only a request that sends its own can have, a table is made.
+const FEW: usize = 32;
+
+/// What a template has by name; of a name that comes twice, the last one.
+#[derive(Debug)]
+struct Variables(Vec<(Value, Value)>);
+
+impl Object for Variables {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let found = self.0.iter().rev().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.clone())
+    }
 }
 
 fn request_error(error: minijinja::Error) -> TokenError {

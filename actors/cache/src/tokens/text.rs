@@ -139,7 +139,7 @@ impl TextTokenizer {
     /// Puts the ids of a piece behind `out`. One in parts that are all known is remembered as a whole too, to be found by one look.
     fn piece(&self, piece: &Piece<'_>, out: &mut Vec<u32>) -> Result<(), TokenError> {
         let first = piece.after.is_none();
-        if self.segments.extend(piece.text, first, out) {
+        if piece.text.is_empty() || self.segments.extend(piece.text, first, out) {
             return Ok(());
         }
         let (from, mut known) = (out.len(), true);
