@@ -338,6 +338,9 @@ async fn a_heavy_request_is_told_before_the_gap_is_over() {
     };
     let one = Node::start_with(with_long_gap(1), &state, &peers).await;
     let two = Node::start_with(with_long_gap(2), &state, &peers).await;
+    // Each has probed all endpoints before they meet: what they say at first is all there is to say, and nothing waits for the gap.
+    settled(&[&one]).await;
+    settled(&[&two]).await;
     peers.add(1, "r", one.address);
     peers.add(2, "r", two.address);
     settled(&[&one, &two]).await;
