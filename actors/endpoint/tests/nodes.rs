@@ -183,7 +183,7 @@ async fn requests_of_another_node_count_for_the_stall_rule() {
         })
     };
     let health = HealthPolicy {
-        stall_timeout: ms(400),
+        stall_timeout: ms(900),
         interval: ms(50),
         unhealthy_interval: ms(20),
         metrics_interval: ms(20),
@@ -211,7 +211,7 @@ async fn requests_of_another_node_count_for_the_stall_rule() {
     };
     let request = other.endpoint("e0").unwrap().reserve(now_ms()).unwrap();
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(1_200) {
+    while begun.elapsed() < Duration::from_millis(2_700) {
         request.progress(now_ms());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
