@@ -15,7 +15,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 /// A worker and the way to it.
 pub(crate) struct Door {
     pub worker: Arc<Worker>,
-    pub sockets: UnboundedSender<TcpStream>,
+    pub sockets: UnboundedSender<Arrival>,
 }
 
 /// Accepts until the server closes.
@@ -25,44 +25,56 @@ pub(crate) async fn accept(core: Arc<Core>, listener: TcpListener, doors: Vec<Do
             .iter()
             .min_by_key(|door| door.worker.connections.load(Relaxed));
         if let Some(door) = least {
-            // Counted here, so that connections that come together spread.
-            door.worker.connections.fetch_add(1, Relaxed);
-            if door.sockets.send(stream).is_err() {
-                door.worker.connections.fetch_sub(1, Relaxed);
-            }
+            // Counted here, so that connections that come together spread. Fails when the worker has ended: then it is closed.
+            let _ = door.sockets.send(Arrival {
+                stream,
+                counted: Counted::new(&door.worker),
+            });
         }
     })
     .await;
 }
 
-/// A connection that counts on its worker until it is closed.
-pub(crate) struct Connection {
-    stream: tokio::net::TcpStream,
-    worker: Arc<Worker>,
-}
+/// One of a worker's connections, wherever it is: on its way, served, or dropped because the worker closed before it took it.
+struct Counted(Arc<Worker>);
 
-impl Connection {
-    /// Takes a socket that was counted in when it was accepted.
-    ///
-    /// # Errors
-    /// The runtime's.
-    pub fn new(stream: TcpStream, worker: Arc<Worker>) -> io::Result<Self> {
-        let stream = stream
-            .set_nodelay(true)
-            .and_then(|()| tokio::net::TcpStream::from_std(stream));
-        match stream {
-            Ok(stream) => Ok(Self { stream, worker }),
-            Err(error) => {
-                worker.connections.fetch_sub(1, Relaxed);
-                Err(error)
-            }
-        }
+impl Counted {
+    fn new(worker: &Arc<Worker>) -> Self {
+        worker.connections.fetch_add(1, Relaxed);
+        Self(Arc::clone(worker))
     }
 }
 
-impl Drop for Connection {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.worker.connections.fetch_sub(1, Relaxed);
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connection on its way to its worker.
+pub(crate) struct Arrival {
+    stream: TcpStream,
+    counted: Counted,
+}
+
+/// A connection at its worker.
+pub(crate) struct Connection {
+    stream: tokio::net::TcpStream,
+    _counted: Counted,
+}
+
+impl Connection {
+    /// Takes a socket to the runtime that it is called in.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn new(arrival: Arrival) -> io::Result<Self> {
+        let Arrival { stream, counted } = arrival;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream: tokio::net::TcpStream::from_std(stream)?,
+            _counted: counted,
+        })
     }
 }
 
@@ -111,5 +123,41 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ExtProcConfig;
+    use crate::server::core;
+    use quorate_gateway::GatewayShared;
+    use std::time::{Duration, Instant};
+
+    /// A drain waits for connections that are open, and one that nobody took is not.
+    #[tokio::test]
+    async fn a_connection_that_its_worker_never_took_does_not_count() {
+        let shared = GatewayShared::new(Arc::default(), "node");
+        let core = core(ExtProcConfig::default(), shared);
+        let worker = Worker::new(Arc::clone(&core), 1);
+        let (sockets, incoming) = tokio::sync::mpsc::unbounded_channel();
+        let door = Door {
+            worker: Arc::clone(&worker),
+            sockets,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = tokio::spawn(accept(Arc::clone(&core), listener, vec![door]));
+        let _client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while worker.connections.load(Relaxed) == 0 {
+            assert!(Instant::now() < end, "not accepted");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(incoming);
+        assert_eq!(worker.connections.load(Relaxed), 0);
+        core.closing.cancel();
+        accepting.await.unwrap();
     }
 }

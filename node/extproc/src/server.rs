@@ -3,7 +3,7 @@
 use crate::addresses::Addresses;
 use crate::config::{ConfigError, ExtProcConfig, TlsConfig};
 use crate::health::NodeHealth;
-use crate::listen::{Connection, Door, accept};
+use crate::listen::{Arrival, Connection, Door, accept};
 use crate::metrics::Metrics;
 use crate::service::Processor;
 use futures_util::StreamExt;
@@ -11,7 +11,7 @@ use quorate_gateway::{GatewayShared, Picker, PickerOptions, bind, spawn_worker};
 use quorate_proto::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -209,7 +209,7 @@ fn server_tls(config: &TlsConfig) -> Result<ServerTlsConfig, StartError> {
 /// A worker's main task: serves its connections until the server has closed and they are done, or it is stopped.
 async fn work(
     worker: Arc<Worker>,
-    incoming: mpsc::UnboundedReceiver<TcpStream>,
+    incoming: mpsc::UnboundedReceiver<Arrival>,
     tls: Option<ServerTlsConfig>,
 ) {
     let core = Arc::clone(&worker.core);
@@ -234,10 +234,7 @@ async fn work(
             }
         };
     }
-    let connections = UnboundedReceiverStream::new(incoming).map({
-        let worker = Arc::clone(&worker);
-        move |socket| Connection::new(socket, Arc::clone(&worker))
-    });
+    let connections = UnboundedReceiverStream::new(incoming).map(Connection::new);
     let serving = server
         .add_service(processor)
         .add_service(HealthServer::new(NodeHealth(Arc::clone(&core))))
