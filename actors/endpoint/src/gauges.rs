@@ -2,7 +2,7 @@
 
 use crate::shared::Shared;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
-use quorate_routing::{Endpoint, Health, RoutingView, now_ms};
+use quorate_routing::{Endpoint, FarTier, Health, RoutingView, now_ms};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +67,10 @@ pub fn describe() {
     describe_gauge!(
         "quorate_endpoint_state",
         "1 ready, 2 unknown, 3 unhealthy, 4 draining; 0 gone."
+    );
+    describe_gauge!(
+        "quorate_endpoint_prompt_tokens_per_second",
+        "Prompt tokens that the endpoint was seen to make ready in a second, by how: computed (prefill), or loaded from a tier (cpu, disk, storage)."
     );
     describe_gauge!("quorate_endpoint_owned", "Endpoints that this node probes.");
     describe_gauge!(
@@ -147,6 +151,7 @@ pub async fn run(shared: Arc<Shared>) {
 struct Shown {
     pools: BTreeSet<Arc<str>>,
     endpoints: BTreeSet<(Arc<str>, Arc<str>)>,
+    rates: BTreeSet<(Arc<str>, Arc<str>, &'static str)>,
 }
 
 fn sample(view: &RoutingView, shown: &mut Shown) {
@@ -165,6 +170,11 @@ fn sample(view: &RoutingView, shown: &mut Shown) {
                 f64::from(waiting.unwrap_or(0)),
                 state(endpoint),
             );
+            for (how, rate) in rates(endpoint) {
+                set_rate(name, &endpoint.spec().name, how, rate);
+                next.rates
+                    .insert((Arc::clone(name), Arc::clone(&endpoint.spec().name), how));
+            }
             next.endpoints
                 .insert((Arc::clone(name), Arc::clone(&endpoint.spec().name)));
         }
@@ -174,6 +184,9 @@ fn sample(view: &RoutingView, shown: &mut Shown) {
     }
     for (pool, endpoint) in shown.endpoints.difference(&next.endpoints) {
         set_endpoint(pool, endpoint, 0.0, 0);
+    }
+    for (pool, endpoint, how) in shown.rates.difference(&next.rates) {
+        set_rate(pool, endpoint, how, 0.0);
     }
     *shown = next;
 }
@@ -193,6 +206,25 @@ fn set_endpoint(pool: &Arc<str>, endpoint: &Arc<str>, waiting: f64, state: u8) {
     };
     gauge!("llm_d_epp_per_endpoint_queue_size", &labels()).set(waiting);
     gauge!("quorate_endpoint_state", &labels()).set(f64::from(state));
+}
+
+/// What was learnt of it, in tokens a second.
+fn rates(endpoint: &Endpoint) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+    let rates = endpoint.rates();
+    let tier = |tier: FarTier| Some((tier.name(), rates.tier(tier).get()?));
+    let prefill = rates.prefill().get().map(|rate| ("prefill", rate));
+    prefill
+        .into_iter()
+        .chain(FarTier::ALL.into_iter().filter_map(tier))
+}
+
+fn set_rate(pool: &Arc<str>, endpoint: &Arc<str>, how: &'static str, rate: f64) {
+    let labels = [
+        ("name", Arc::clone(pool)),
+        ("model_server_endpoint", Arc::clone(endpoint)),
+        ("how", Arc::from(how)),
+    ];
+    gauge!("quorate_endpoint_prompt_tokens_per_second", &labels).set(rate);
 }
 
 fn state(endpoint: &Endpoint) -> u8 {
@@ -286,7 +318,9 @@ mod tests {
         let page = recorder.handle();
         let mut shown = Shown::default();
         metrics::with_local_recorder(&recorder, || {
-            sample(&view(vec![endpoint("a", 2), endpoint("b", 6)]), &mut shown);
+            let b = endpoint("b", 6);
+            b.rates().tier(FarTier::Disk).set(20_000.0);
+            sample(&view(vec![endpoint("a", 2), b]), &mut shown);
         });
         let text = page.render();
         let has =
@@ -302,6 +336,17 @@ mod tests {
             &text,
             "quorate_endpoint_state{name=\"p\",model_server_endpoint=\"b\"} 1",
         );
+        let learnt = text
+            .lines()
+            .filter(|l| l.starts_with("quorate_endpoint_prompt_tokens_per_second{"));
+        let of_b = "quorate_endpoint_prompt_tokens_per_second{name=\"p\",model_server_endpoint=\"b\",how=\"disk\"} ";
+        let figures: Vec<f64> = learnt
+            .filter_map(|l| l.strip_prefix(of_b)?.parse().ok())
+            .collect();
+        assert!(
+            matches!(figures[..], [rate] if (rate - 20_000.0).abs() < 1.0),
+            "{text}"
+        );
         metrics::with_local_recorder(&recorder, || {
             sample(&view(vec![endpoint("a", 2)]), &mut shown);
         });
@@ -315,6 +360,7 @@ mod tests {
             &text,
             "quorate_endpoint_state{name=\"p\",model_server_endpoint=\"b\"} 0",
         );
+        has(&text, &format!("{of_b}0"));
         metrics::with_local_recorder(&recorder, || sample(&RoutingView::default(), &mut shown));
         let text = page.render();
         has(&text, "llm_d_epp_ready_endpoints{name=\"p\"} 0");

@@ -3,7 +3,7 @@
 mod cache_use;
 mod engine_facts;
 mod facts;
-mod prefill_rate;
+mod rates;
 mod reservation;
 pub mod slot;
 #[cfg(test)]
@@ -12,7 +12,7 @@ pub(crate) mod tests;
 pub use cache_use::{CacheTotals, CacheUse};
 pub use engine_facts::{AdapterLoad, CacheShape};
 pub use facts::EndpointFacts;
-pub use prefill_rate::PrefillRate;
+pub use rates::{FarTier, PromptWork, Rate, Rates};
 pub use reservation::{Failure, Reservation};
 
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
@@ -171,7 +171,7 @@ pub struct Endpoint {
     models: ArcSwap<Vec<ServedModel>>,
     adapters: ArcSwap<AdapterLoad>,
     cache_shape: AtomicU64,
-    prefill_rate: PrefillRate,
+    rates: Rates,
     cache_use: CacheUse,
     facts: OnceLock<Arc<EndpointFacts>>,
 }
@@ -212,7 +212,7 @@ impl Endpoint {
             models: ArcSwap::default(),
             adapters: ArcSwap::default(),
             cache_shape: AtomicU64::new(0),
-            prefill_rate: PrefillRate::default(),
+            rates: Rates::default(),
             cache_use: CacheUse::default(),
             facts: OnceLock::new(),
         }

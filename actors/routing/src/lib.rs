@@ -34,7 +34,7 @@ pub use breaker::{Breaker, BreakerPolicy, BreakerState};
 pub use classify::{Caller, Class, ClassHeaders, Unroutable, classify};
 pub use endpoint::{
     AdapterLoad, CacheShape, Endpoint, EndpointFacts, EndpointObserver, EndpointSpec, Failure,
-    Health, LoadFigures, LoadSnapshot, NotUsed, PrefillRate, Reservation, ServedModel,
+    FarTier, Health, LoadFigures, LoadSnapshot, NotUsed, Reservation, ServedModel,
 };
 pub use objective::{AgentIdentity, DEFAULT_FLOW, Objectives};
 pub use pick::{Denied, NotPicked, Picked, PowerOfTwo, Scheduler, Tried, Unavailable};

@@ -277,13 +277,15 @@ impl Pipeline {
                 hook.plugin
                     .on_picked(&context, stages, primary, &mut extras);
             }
-            let cached_tokens = self.cached_tokens(&context, primary);
-            // The first byte of an answer that comes as a whole tells nothing of its prompt.
-            if let Some(cached) = cached_tokens.filter(|_| request.stream)
+            let matched = self.matched(&context);
+            // The first byte of an answer that comes as a whole tells nothing of its prompt, nor does that of an engine which is
+            // told what to load from where.
+            if request.stream
                 && extras.companions.is_empty()
+                && extras.kv_hints.is_empty()
+                && let Some(work) = matched.and_then(|column| column.work(primary, request))
             {
-                let prompt = request.estimated_prompt_tokens();
-                reservation.measure_prefill(now, prompt.saturating_sub(cached));
+                reservation.measure(now, work);
             }
             for row in extras.companions.drain(..) {
                 let place = endpoints
@@ -301,7 +303,7 @@ impl Pipeline {
                 request_headers: extras.request_headers,
                 response_headers: extras.response_headers,
                 kv_hints: (!extras.kv_hints.is_empty()).then(|| extras.kv_hints.join(",")),
-                cached_tokens,
+                cached_tokens: matched.map(|column| column.matched_tokens(primary)),
             });
         }
         Err(Unavailable::none_left(ask.tried).into())
@@ -339,14 +341,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Prompt tokens that the endpoint has cached, as the first producer that knows of the prompt says.
-    fn cached_tokens(&self, context: &Context<'_>, row: Row) -> Option<u64> {
+    /// Who has how much of the prompt cached, as the first producer that knows of the prompt says.
+    fn matched<'a>(&self, context: &Context<'a>) -> Option<&'a PrefixColumn> {
         self.filled
             .iter()
             .filter(|filled| filled.what == Produces::Prefix)
             .filter_map(|filled| context.attributes.prefix(filled.id))
             .find(|column| column.total_blocks > 0)
-            .map(|column| column.matched_tokens(row))
     }
 
     /// Prompt tokens that the endpoint still has to compute for the request.

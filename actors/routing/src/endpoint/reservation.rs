@@ -1,6 +1,6 @@
 //! A request's place on an endpoint, and what is reported of the request through it.
 
-use super::Endpoint;
+use super::{Endpoint, PromptWork};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -30,8 +30,8 @@ pub struct Reservation {
     trial: bool,
     /// Prompt tokens still counted on the endpoint.
     tokens: AtomicU64,
-    /// When it was taken, and how many tokens of the prompt must be computed; 0: its answer says nothing of the engine's speed.
-    prefill: (u64, u64),
+    /// When it was taken, and what the engine does until the first token; `None`: its answer says nothing of the engine's speed.
+    measured: Option<(u64, PromptWork)>,
     /// The answer has begun.
     begun: AtomicBool,
     companions: Mutex<Vec<Reservation>>,
@@ -44,7 +44,7 @@ impl Reservation {
             endpoint: Arc::clone(endpoint),
             trial,
             tokens: AtomicU64::new(tokens),
-            prefill: (0, 0),
+            measured: None,
             begun: AtomicBool::new(false),
             companions: Mutex::new(Vec::new()),
         }
@@ -59,9 +59,9 @@ impl Reservation {
         }
     }
 
-    /// From `now` on the endpoint computes `tokens` of the prompt, and the first byte of the answer tells that it has.
-    pub fn measure_prefill(&mut self, now: u64, tokens: u64) {
-        self.prefill = (now, tokens);
+    /// From `now` on the endpoint does this work for the prompt, and the first byte of the answer tells that it has.
+    pub fn measure(&mut self, now: u64, work: PromptWork) {
+        self.measured = Some((now, work));
     }
 
     /// Prompt tokens that it counts on the endpoint now.
@@ -79,10 +79,9 @@ impl Reservation {
 
     #[cold]
     fn begin(&self, now: u64) {
-        let (from, tokens) = self.prefill;
-        self.endpoint
-            .prefill_rate
-            .observe(tokens, now.saturating_sub(from));
+        if let Some((from, work)) = self.measured {
+            self.endpoint.rates.observe(work, now.saturating_sub(from));
+        }
         let companions = {
             let mut companions = self.companions.lock();
             self.begun.store(true, Relaxed);

@@ -1,7 +1,8 @@
 //! Columns that data producers fill and other plugins read. Which column belongs to whom is settled when a configuration is
 //! compiled, so that a pick looks nothing up by name.
 
-use super::Row;
+use super::{Row, SchedulingRequest};
+use crate::endpoint::{FarTier, PromptWork};
 use serde::{Deserialize, Serialize};
 
 /// Number of a column of one kind.
@@ -92,6 +93,24 @@ impl PrefixColumn {
     pub fn matched_tokens(&self, row: Row) -> u64 {
         u64::from(self.matched(row)) * u64::from(self.block_tokens)
     }
+
+    /// What the endpoint of a row has to do for the prompt; `None`: it loads from several tiers, or from one that nobody knows, and its time
+    /// would say nothing of either.
+    pub fn work(&self, row: Row, request: &SchedulingRequest<'_>) -> Option<PromptWork> {
+        let tiers = self.tiers(row).unwrap_or_default();
+        let mut loaded = FarTier::ALL
+            .into_iter()
+            .map(|tier| (tier, tiers.far(tier)))
+            .filter(|(_, blocks)| *blocks > 0)
+            .map(|(tier, blocks)| (tier, u64::from(blocks) * u64::from(self.block_tokens)));
+        let work = PromptWork {
+            computed: request
+                .estimated_prompt_tokens()
+                .saturating_sub(self.matched_tokens(row)),
+            loaded: loaded.next(),
+        };
+        (tiers.unknown == 0 && loaded.next().is_none()).then_some(work)
+    }
 }
 
 /// Cached blocks of a prompt at one endpoint by the best tier that each lies on.
@@ -112,6 +131,17 @@ pub struct TierBlocks {
     pub expected: u32,
     /// From the first block on, all of them in the host's memory, whatever else they are in.
     pub cpu_prefix: u32,
+}
+
+impl TierBlocks {
+    /// Blocks on a tier.
+    pub fn far(&self, tier: FarTier) -> u32 {
+        match tier {
+            FarTier::Cpu => self.cpu,
+            FarTier::Disk => self.disk,
+            FarTier::Storage => self.storage,
+        }
+    }
 }
 
 /// What is expected of a request on an endpoint, in milliseconds.

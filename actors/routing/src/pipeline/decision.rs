@@ -9,6 +9,7 @@ use super::name::Name;
 use super::{Prediction, TierBlocks};
 use crate::endpoint::{AdapterLoad, CacheShape, EndpointFacts};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One pick.
@@ -77,6 +78,9 @@ pub struct Candidate {
     /// Prompt tokens that it was seen to compute in a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefill_rate: Option<f64>,
+    /// Prompt tokens that it was seen to load in a second, by tier.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub load_rates: BTreeMap<String, f64>,
 }
 
 /// An engine's figures at their last reading; absent: never read, or not among them.

@@ -4,7 +4,8 @@ use super::decision::{Candidate, Column, Decision, Produced, Reading, Removal};
 use super::name::Name;
 use super::{Attributes, Context, Filled, Loads, Prediction, PrefixColumn, Row};
 use crate::config::registry::Produces;
-use crate::endpoint::{Endpoint, LoadSnapshot};
+use crate::endpoint::{Endpoint, FarTier, LoadSnapshot};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Names of rows.
@@ -45,6 +46,15 @@ pub(super) fn removal(
     }
 }
 
+/// What was learnt of the farther tiers of an endpoint.
+fn load_rates(endpoint: &Endpoint) -> BTreeMap<String, f64> {
+    let rate = |tier: FarTier| {
+        let rate = endpoint.rates().tier(tier).get()?;
+        Some((tier.name().to_string(), rate))
+    };
+    FarTier::ALL.into_iter().filter_map(rate).collect()
+}
+
 /// The candidates and what the pick sees of them. `snapshots` are what `loads` was made of, by place in `rows`.
 pub(crate) fn candidates(
     endpoints: &[Arc<Endpoint>],
@@ -74,7 +84,8 @@ pub(crate) fn candidates(
             facts: Arc::clone(endpoint.facts()),
             adapters: has_adapters.then(|| Arc::clone(&adapters)),
             cache: endpoint.cache_shape(),
-            prefill_rate: endpoint.prefill_rate().get(),
+            prefill_rate: endpoint.rates().prefill().get(),
+            load_rates: load_rates(endpoint),
         })
     };
     rows.iter().zip(snapshots).filter_map(candidate).collect()

@@ -3,7 +3,7 @@
 use crate::breaker::BreakerPolicy;
 use crate::config::EndpointPickerConfig;
 use crate::config::registry::Produces;
-use crate::endpoint::{Endpoint, EndpointSpec, Health, LoadFigures};
+use crate::endpoint::{Endpoint, EndpointSpec, FarTier, Health, LoadFigures};
 use crate::explain::{RequestFacts, is_kept};
 use crate::pipeline::{
     Attributes, Candidate, Column, ColumnId, DataProducer, Decision, Named, Pipeline, ProducerInput,
@@ -69,7 +69,12 @@ fn endpoint(candidate: &Candidate, now: u64) -> Arc<Endpoint> {
         endpoint.set_cache_shape(shape);
     }
     if let Some(rate) = candidate.prefill_rate {
-        endpoint.prefill_rate().set(rate);
+        endpoint.rates().prefill().set(rate);
+    }
+    for tier in FarTier::ALL {
+        if let Some(rate) = candidate.load_rates.get(tier.name()) {
+            endpoint.rates().tier(tier).set(*rate);
+        }
     }
     Arc::new(endpoint)
 }

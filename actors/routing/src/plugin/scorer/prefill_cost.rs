@@ -1,18 +1,24 @@
 //! `expected-prefill-cost-scorer`: how long until an endpoint could have the prompt's cache ready, in seconds instead of weights.
 //!
-//! seconds = (uncached tokens + prompt tokens in flight there) / prefill rate + sum over tiers of min(bytes to load / bandwidth,
-//! tokens / prefill rate). The prefill rate is what the endpoint was seen to do ([`PrefillRate`](crate::endpoint::PrefillRate)), and until
-//! then a default. Score = (least + indifference) / (seconds + indifference): 1 for the cheapest; differences far below the
+//! seconds = (uncached tokens + prompt tokens in flight there) / prefill rate + sum over tiers of min(tokens / load rate,
+//! tokens / prefill rate). The rates are what the endpoint was seen to do ([`Rates`]), and until
+//! then defaults: a load rate is then a tier's bandwidth / bytes of a token. Score = (least + indifference) / (seconds + indifference): 1 for the cheapest; differences far below the
 //! indifference hardly count.
 //!
-//! With `engineHints`, engines are told not to load from a tier where computing is quicker (`kv_load_tiers`).
+//! With `engineHints`, engines are told not to load from a tier where computing is quicker (`kv_load_tiers`). One request in
+//! [`UNTOLD`] is not told, so that a tier that has become quicker is found out.
 
 use crate::config::Fields;
 use crate::config::registry::{Build, Built, Produces};
+use crate::endpoint::{FarTier, Rates};
 use crate::pipeline::{
     ColumnId, Context, Extras, OnPicked, Row, Scorer, Stages, TierBlocks, Tools,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Of so many requests that could be told what not to load, one is not.
+const UNTOLD: u32 = 64;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -23,7 +29,7 @@ pub struct PrefillCost {
     pub default_rate: f64,
     /// Bytes of cache that a token takes.
     pub token_bytes: f64,
-    /// Bytes a second that can be loaded.
+    /// Bytes a second that can be loaded, until it is learnt.
     pub bandwidth: Bandwidth,
     /// Seconds.
     pub indifference: f64,
@@ -42,27 +48,43 @@ pub struct Bandwidth {
     pub storage: f64,
 }
 
+impl Bandwidth {
+    fn of(&self, tier: FarTier) -> f64 {
+        match tier {
+            FarTier::Cpu => self.cpu,
+            FarTier::Disk => self.disk,
+            FarTier::Storage => self.storage,
+        }
+    }
+}
+
 impl PrefillCost {
-    fn rate(&self, context: &Context<'_>, row: Row) -> f64 {
-        let learnt = context.endpoint(row).and_then(|e| e.prefill_rate().get());
-        learnt.unwrap_or(self.default_rate).max(1e-3)
+    /// Seconds to compute a token.
+    fn compute(&self, rates: Option<&Rates>) -> f64 {
+        let learnt = rates.and_then(|r| r.prefill().get());
+        1.0 / learnt.unwrap_or(self.default_rate).max(1e-3)
     }
 
-    /// Seconds to load a token from a tier of this bandwidth, and to compute one.
-    fn cheaper_to_load(&self, bandwidth: f64, rate: f64) -> bool {
-        self.token_bytes / bandwidth <= 1.0 / rate
+    /// Seconds to load a token from a tier.
+    fn load(&self, rates: Option<&Rates>, tier: FarTier) -> f64 {
+        let learnt = rates.and_then(|r| r.tier(tier).get());
+        learnt.map_or_else(
+            || self.token_bytes / self.bandwidth.of(tier),
+            |rate| 1.0 / rate.max(1e-3),
+        )
     }
 
     /// Seconds until the endpoint of a row has the prompt computed.
     fn seconds(&self, context: &Context<'_>, row: Row) -> f64 {
-        let rate = self.rate(context, row);
+        let rates = context.endpoint(row).map(|e| e.rates());
+        let compute = self.compute(rates);
         let all = context.request.estimated_prompt_tokens() as f64;
         let (cached, load) = match context.attributes.prefix(self.column) {
             Some(column) if column.total_blocks > 0 => {
                 let tokens = f64::from(column.block_tokens);
                 let load = column
                     .tiers(row)
-                    .map_or(0.0, |tiers| self.load(tiers, tokens, rate));
+                    .map_or(0.0, |tiers| self.load_all(rates, tiers, tokens, compute));
                 // A tier that nobody knows gives nothing.
                 let unknown = column.tiers(row).map_or(0, |tiers| tiers.unknown);
                 let blocks = column.matched(row).saturating_sub(unknown);
@@ -74,23 +96,25 @@ impl PrefillCost {
             true => context.loads.tokens(row) as f64,
             false => 0.0,
         };
-        ((all - cached).max(0.0) + before) / rate + load
+        ((all - cached).max(0.0) + before) * compute + load
     }
 
     /// Seconds to have the blocks of the farther tiers: loaded or computed again, whichever is quicker.
-    fn load(&self, tiers: TierBlocks, block_tokens: f64, rate: f64) -> f64 {
-        let bandwidth = self.bandwidth;
-        [
-            (tiers.cpu, bandwidth.cpu),
-            (tiers.disk, bandwidth.disk),
-            (tiers.storage, bandwidth.storage),
-        ]
-        .into_iter()
-        .map(|(blocks, bandwidth)| {
-            let each = (self.token_bytes / bandwidth).min(1.0 / rate);
-            f64::from(blocks) * block_tokens * each
-        })
-        .sum()
+    fn load_all(
+        &self,
+        rates: Option<&Rates>,
+        tiers: TierBlocks,
+        block_tokens: f64,
+        compute: f64,
+    ) -> f64 {
+        FarTier::ALL
+            .into_iter()
+            .filter(|tier| tiers.far(*tier) > 0)
+            .map(|tier| {
+                let each = self.load(rates, tier).min(compute);
+                f64::from(tiers.far(tier)) * block_tokens * each
+            })
+            .sum()
     }
 }
 
@@ -108,11 +132,24 @@ impl Scorer for PrefillCost {
 }
 
 /// Tells the picked engine which tiers are worth reading.
-struct LoadTiers(Arc<PrefillCost>);
+struct LoadTiers {
+    cost: Arc<PrefillCost>,
+    /// Requests that could have been told.
+    seen: AtomicU32,
+}
+
+impl LoadTiers {
+    fn new(cost: &Arc<PrefillCost>) -> Self {
+        Self {
+            cost: Arc::clone(cost),
+            seen: AtomicU32::new(0),
+        }
+    }
+}
 
 impl OnPicked for LoadTiers {
     fn on_picked(&self, context: &Context<'_>, _: &Stages, primary: Row, extras: &mut Extras) {
-        let cost = &self.0;
+        let cost = &self.cost;
         let tiers = context
             .attributes
             .prefix(cost.column)
@@ -121,23 +158,19 @@ impl OnPicked for LoadTiers {
         if tiers.cpu + tiers.disk + tiers.storage == 0 {
             return;
         }
-        let rate = cost.rate(context, primary);
-        let known = [
-            (cost.bandwidth.cpu, r#"{"medium":"CPU"}"#),
-            (
-                cost.bandwidth.disk,
-                r#"{"medium":"STORAGE","locality":"LOCAL"}"#,
-            ),
-            (
-                cost.bandwidth.storage,
-                r#"{"medium":"STORAGE","locality":"REMOTE"}"#,
-            ),
-        ];
-        let worth = known.map(|(bandwidth, tier)| {
-            let cheaper = cost.cheaper_to_load(bandwidth, rate);
-            cheaper.then_some(tier)
+        let rates = context.endpoint(primary).map(|e| e.rates());
+        let compute = cost.compute(rates);
+        let worth = FarTier::ALL.map(|tier| {
+            let cheaper = cost.load(rates, tier) <= compute;
+            cheaper.then_some(match tier {
+                FarTier::Cpu => r#"{"medium":"CPU"}"#,
+                FarTier::Disk => r#"{"medium":"STORAGE","locality":"LOCAL"}"#,
+                FarTier::Storage => r#"{"medium":"STORAGE","locality":"REMOTE"}"#,
+            })
         });
-        if worth.iter().any(Option::is_none) {
+        if worth.iter().any(Option::is_none)
+            && self.seen.fetch_add(1, Relaxed) % UNTOLD != UNTOLD - 1
+        {
             let list: Vec<&str> = worth.into_iter().flatten().collect();
             let hint = format!("\"kv_load_tiers\":[{}]", list.join(","));
             extras.kv_hints.push(hint);
@@ -161,7 +194,7 @@ pub(crate) fn build(fields: &mut Fields<'_>, build: &mut Build<'_>) -> Built {
     });
     let hints = fields.flag("engineHints", false);
     Built {
-        on_picked: hints.then(|| Arc::new(LoadTiers(Arc::clone(&cost))) as Arc<_>),
+        on_picked: hints.then(|| Arc::new(LoadTiers::new(&cost)) as Arc<_>),
         scorer: Some(cost),
         ..Built::default()
     }
@@ -234,9 +267,16 @@ mod tests {
     #[test]
     fn a_learnt_rate_counts_more_than_the_default() {
         let mut f = fixture();
-        f.endpoints[0].prefill_rate().set(16_000.0);
-        let got = f.with(&REQUEST(), |context, _| cost().seconds(context, 0));
-        assert!((got - 0.1).abs() < 1e-5, "{got}");
+        f.endpoints[0].rates().prefill().set(16_000.0);
+        f.endpoints[2].rates().tier(FarTier::Cpu).set(4_000.0);
+        f.endpoints[3].rates().tier(FarTier::Storage).set(3_200.0);
+        let got = f.with(&REQUEST(), |context, _| {
+            [0, 2, 3].map(|row| cost().seconds(context, row))
+        });
+        // Computed; loaded from memory; loaded after all, as the storage is quicker than it was thought to be.
+        for (got, expected) in got.into_iter().zip([0.1, 0.4, 0.5]) {
+            assert!((got - expected).abs() < 1e-5, "{got} is not {expected}");
+        }
     }
 
     #[test]
@@ -249,7 +289,7 @@ mod tests {
     #[test]
     fn engines_are_told_what_is_not_worth_reading() {
         let mut f = fixture();
-        let hooks = LoadTiers(Arc::new(cost()));
+        let hooks = LoadTiers::new(&Arc::new(cost()));
         let mut hint = |row| {
             f.with(&REQUEST(), |context, _| {
                 let mut extras = Extras::default();
@@ -260,6 +300,11 @@ mod tests {
         assert!(hint(0).is_empty() && hint(1).is_empty());
         let expected =
             r#""kv_load_tiers":[{"medium":"CPU"},{"medium":"STORAGE","locality":"LOCAL"}]"#;
+        // Row 0 and 1 could not be told anything: they do not count.
+        for _ in 1..UNTOLD {
+            assert_eq!(hint(2), [expected]);
+        }
+        assert!(hint(2).is_empty(), "now and then it is tried");
         assert_eq!(hint(2), [expected]);
     }
 }
