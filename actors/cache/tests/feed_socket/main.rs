@@ -12,7 +12,7 @@ use quorate_cache::feed::condition;
 use quorate_cache::hash::ExtraForm;
 use quorate_cache::index::HolderKey;
 use quorate_cache::keys::{KeySpace, Scheme};
-use quorate_cache::link::Address;
+use quorate_cache::link::{Address, zmtp};
 use quorate_routing::cache::{CacheNeeds, EventsFrom};
 use quorate_routing::tokens::{Origin, PromptTokens};
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,14 +196,8 @@ async fn an_engine_of_which_nothing_is_heard_is_asked_and_said_to_be_silent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engines_that_dial_in_are_told_apart_and_those_that_never_came_are_named() {
-    // A free port, as far as one can be had: it is bound again at once.
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = format!("tcp://{}", probe.local_addr().unwrap());
-    drop(probe);
-    let dials = CacheNeeds {
-        events: EventsFrom::Bind(at.clone()),
-        ..needs(SEED)
-    };
+    let at = free();
+    let dials = dials(&at);
     let owned = vec![target(7, "e", dials.clone()), target(8, "f", dials)];
     let world = World::start(owned, Arc::default()).await;
     let other = HolderKey {
@@ -249,6 +243,76 @@ async fn engines_that_dial_in_are_told_apart_and_those_that_never_came_are_named
         .settles("by its name", other, &keys(&exact(SEED), &third))
         .await;
     world.is_fine("f").await;
+    world.feeder.shutdown().await;
+}
+
+/// A free address, as far as one can be had: it is bound again at once.
+fn free() -> String {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("tcp://{}", probe.local_addr().unwrap())
+}
+
+fn dials(at: &str) -> CacheNeeds {
+    CacheNeeds {
+        events: EventsFrom::Bind(at.to_owned()),
+        ..needs(SEED)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_dials_another_router_is_that_ones_from_then_on() {
+    let at = [free(), free()];
+    let world = World::start(vec![target(7, "e", dials(&at[0]))], Arc::default()).await;
+    let (_targets, other) = world.second(vec![target(7, "e", dials(&at[1]))]).await;
+    let engine = Engine::new("kv@e@m");
+    // There, to the other router, and back. Nothing can be replayed: what was said to the router before is forgotten.
+    for (turn, tokens) in [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+        .iter()
+        .enumerate()
+    {
+        let at = Address::parse(&at[turn % 2]).unwrap();
+        let connection = tokio::spawn(Arc::clone(&engine).dial(at));
+        world
+            .until("the engine is connected", |_| engine.listeners() > 0)
+            .await;
+        engine.store(tokens);
+        world
+            .settles(&format!("turn {turn}"), KEY, &keys(&exact(SEED), tokens))
+            .await;
+        connection.abort();
+        world
+            .until("the engine has gone", |_| engine.listeners() == 0)
+            .await;
+    }
+    other.shutdown().await;
+    world.feeder.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_engine_said_before_it_dialled_in_is_replayed() {
+    let engine = Engine::new("kv@e@m");
+    let replays = zmtp::listen(&Address::parse("tcp://127.0.0.1:0").unwrap())
+        .await
+        .unwrap();
+    let port = replays.address().unwrap().to_string();
+    let port = port.rsplit_once(':').unwrap().1.parse().unwrap();
+    tokio::spawn(Arc::clone(&engine).serve_replays(replays));
+    let at = free();
+    let needs = CacheNeeds {
+        replay_port: Some(port),
+        ..dials(&at)
+    };
+    let world = World::start(vec![target(7, "e", needs)], Arc::default()).await;
+    let (first, second) = ([1, 2, 3, 4], [5, 6]);
+    engine.store(&first);
+    tokio::spawn(Arc::clone(&engine).dial(Address::parse(&at).unwrap()));
+    world
+        .until("the engine is connected", |_| engine.listeners() > 0)
+        .await;
+    engine.store(&second);
+    let scheme = exact(SEED);
+    let both = &keys(&scheme, &first) | &keys(&scheme, &second);
+    world.settles("with what was before", KEY, &both).await;
     world.feeder.shutdown().await;
 }
 

@@ -75,6 +75,7 @@ impl Log for TwoReplicas {
 
 pub struct World {
     pub replicas: [Arc<Replicated>; 2],
+    log: Arc<TwoReplicas>,
     pub targets: watch::Sender<Targets>,
     pub feeder: FeederHandle,
 }
@@ -105,33 +106,50 @@ pub async fn bound(engine: &Arc<Engine>) -> String {
     page
 }
 
+async fn feeder(
+    log: &Arc<TwoReplicas>,
+    node: usize,
+    owned: Vec<Target>,
+    pages: Arc<Pages>,
+) -> (watch::Sender<Targets>, FeederHandle) {
+    let declared = owned.iter().map(|target| target.endpoint).collect();
+    let (targets, watched) = watch::channel(Targets {
+        owned,
+        declared: Some(declared),
+    });
+    let feeder = CacheFeeder::start(FeederOptions {
+        part: 1 + node as u32,
+        replica: Arc::clone(&log.replicas[node]),
+        log: Arc::clone(log) as Arc<dyn Log>,
+        engines: pages,
+        targets: watched,
+    })
+    .await
+    .unwrap();
+    (targets, feeder)
+}
+
 impl World {
     pub async fn start(owned: Vec<Target>, pages: Arc<Pages>) -> Self {
         let config = IndexConfig { max_bytes: 1 << 20 };
         let replica = || Arc::new(Replicated::new(Arc::new(CacheIndex::new(config)), config));
         let replicas = [replica(), replica()];
-        let declared = owned.iter().map(|target| target.endpoint).collect();
-        let (targets, watched) = watch::channel(Targets {
-            owned,
-            declared: Some(declared),
+        let log = Arc::new(TwoReplicas {
+            replicas: replicas.clone(),
+            index: Mutex::default(),
         });
-        let feeder = CacheFeeder::start(FeederOptions {
-            part: 1,
-            replica: Arc::clone(&replicas[0]),
-            log: Arc::new(TwoReplicas {
-                replicas: replicas.clone(),
-                index: Mutex::default(),
-            }),
-            engines: pages,
-            targets: watched,
-        })
-        .await
-        .unwrap();
+        let (targets, feeder) = feeder(&log, 0, owned, pages).await;
         Self {
             replicas,
+            log,
             targets,
             feeder,
         }
+    }
+
+    /// The feeder of the other replica's node.
+    pub async fn second(&self, owned: Vec<Target>) -> (watch::Sender<Targets>, FeederHandle) {
+        feeder(&self.log, 1, owned, Arc::default()).await
     }
 
     pub fn held(&self, replica: usize, key: HolderKey) -> Option<BTreeSet<u64>> {
