@@ -18,6 +18,7 @@ use crate::signals::Signals;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use quorate_proto::v1::Engine;
+use quorate_routing::beside::HEAVY_TOKENS;
 use quorate_routing::{Endpoint, SharedView, now_ms};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -244,13 +245,24 @@ impl Shared {
             entry
                 .endpoint
                 .set_remote_in_flight(others.saturating_add(retired));
-            entry.endpoint.set_remote_tokens(tokens);
+            let before = entry.endpoint.set_remote_tokens(tokens);
+            if tokens >= before.saturating_add(HEAVY_TOKENS) {
+                self.signals.neighbours.heard(now_ms());
+            }
         }
     }
 
     fn refresh_live(&self) {
         let mut live = self.table.lock().live();
         live.insert(self.node_id(), Arc::clone(&self.origin.region));
+        let near = || {
+            live.iter()
+                .filter(|(_, region)| **region == self.origin.region)
+        };
+        let rank = near().take_while(|(id, _)| *id != self.node_id()).count();
+        self.signals
+            .neighbours
+            .set_place(rank as u32, near().count() as u32);
         self.live.send_if_modified(|current| {
             let changed = **current != live;
             if changed {

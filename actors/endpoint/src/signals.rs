@@ -3,15 +3,14 @@
 use crate::exchange::Key;
 use metrics::counter;
 use parking_lot::Mutex;
-use quorate_routing::{Endpoint, EndpointObserver, Failure};
+use quorate_routing::beside::{Beside, HEAVY_TOKENS, Neighbours};
+use quorate_routing::{Endpoint, EndpointObserver, Failure, now_ms};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use tokio::sync::Notify;
 
 /// Suspicions that wait to be looked at; more are dropped and counted, as each of them is only a hint.
 const MOST_SUSPECTS: usize = 1_024;
-/// Prompt tokens of a request that other routers should know of before they place theirs: about a tenth of a second of an engine's time.
-const HEAVY: u64 = 2_048;
 
 /// The observer of every endpoint.
 #[derive(Default)]
@@ -21,6 +20,8 @@ pub struct Signals {
     heavy: AtomicBool,
     hurry: Notify,
     suspects: Mutex<HashSet<Key>>,
+    /// The other routers of the region.
+    pub neighbours: Neighbours,
 }
 
 impl Signals {
@@ -74,9 +75,16 @@ impl EndpointObserver for Signals {
     }
 
     fn in_flight_changed(&self, began: u64) {
-        if began >= HEAVY && !self.heavy.swap(true, SeqCst) {
-            self.hurry.notify_one();
+        if began >= HEAVY_TOKENS {
+            self.neighbours.placed(now_ms());
+            if !self.heavy.swap(true, SeqCst) {
+                self.hurry.notify_one();
+            }
         }
         self.raise();
+    }
+
+    fn beside(&self) -> Option<Beside> {
+        self.neighbours.beside()
     }
 }

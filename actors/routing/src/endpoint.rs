@@ -15,6 +15,7 @@ pub use facts::EndpointFacts;
 pub use rates::{FarTier, PromptWork, Rate, Rates};
 pub use reservation::{Failure, Reservation};
 
+use crate::beside::Beside;
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
 use crate::target::Target;
 use arc_swap::ArcSwap;
@@ -100,6 +101,10 @@ pub trait EndpointObserver: Send + Sync {
     /// A reservation of so many prompt tokens began, or one ended (0). Called for every request, on its worker: not more than a flag
     /// may be set here.
     fn in_flight_changed(&self, _began: u64) {}
+    /// The routers that place beside this one; `None`: none that a pick has to count on.
+    fn beside(&self) -> Option<Beside> {
+        None
+    }
 }
 
 /// Why an endpoint takes no (or less) traffic. Its `Display` is what `describe` shows.
@@ -294,8 +299,8 @@ impl Endpoint {
     }
 
     /// Prompt tokens that the other nodes of the region have sent here and not seen answered, summed.
-    pub fn set_remote_tokens(&self, tokens: u64) {
-        self.hot.remote_tokens.store(tokens, Relaxed);
+    pub fn set_remote_tokens(&self, tokens: u64) -> u64 {
+        self.hot.remote_tokens.swap(tokens, Relaxed)
     }
 
     /// What it serves. An empty list means "not known".
@@ -486,11 +491,5 @@ impl Endpoint {
         self.hot.local_tokens.fetch_add(tokens, Relaxed);
         self.tell_in_flight(tokens);
         Some(Reservation::new(self, trial, tokens))
-    }
-
-    fn tell_in_flight(&self, began: u64) {
-        if let Some(observer) = &self.observer {
-            observer.in_flight_changed(began);
-        }
     }
 }

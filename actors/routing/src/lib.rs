@@ -9,6 +9,7 @@
 //! * reads: the published [`RoutingView`], the atomics of its endpoints
 //! * writes: reservations and observations on endpoints
 //! * takes no messages
+pub mod beside;
 pub mod breaker;
 pub mod cache;
 pub mod classify;

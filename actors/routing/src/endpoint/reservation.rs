@@ -1,6 +1,7 @@
 //! A request's place on an endpoint, and what is reported of the request through it.
 
 use super::{Endpoint, PromptWork};
+use crate::beside::Beside;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -119,6 +120,19 @@ impl Reservation {
             && let Some(observer) = &self.endpoint.observer
         {
             observer.breaker_opened(&self.endpoint, why);
+        }
+    }
+}
+
+impl Endpoint {
+    /// The routers that place beside this one; `None`: none that a pick has to count on.
+    pub fn beside(&self) -> Option<Beside> {
+        self.observer.as_ref()?.beside()
+    }
+
+    pub(super) fn tell_in_flight(&self, began: u64) {
+        if let Some(observer) = &self.observer {
+            observer.in_flight_changed(began);
         }
     }
 }
