@@ -103,3 +103,90 @@ impl Engines for OverHttp {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_cache::link::vllm_event_sources;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+        Arc::new(rustls::crypto::ring::default_provider())
+    }
+
+    /// An engine behind TLS that answers every request with this page. Gives its port and its certificate.
+    async fn engine(page: &'static str) -> (u16, rustls::pki_types::CertificateDer<'static>) {
+        let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = signed.cert.der().clone();
+        let key = PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0
+                {
+                }
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}",
+                    page.len()
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (port, certificate)
+    }
+
+    fn trusting(
+        certificate: Option<rustls::pki_types::CertificateDer<'static>>,
+    ) -> Arc<rustls::ClientConfig> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(certificate);
+        Arc::new(
+            rustls::ClientConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth(),
+        )
+    }
+
+    #[tokio::test]
+    async fn an_engine_behind_https_says_where_its_events_are() {
+        let page = r#"{"0":{"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":null,"topic":"kv"}}"#;
+        let (port, certificate) = engine(page).await;
+        let target = Target {
+            endpoint: 1,
+            name: "e".into(),
+            target: quorate_routing::Target::new(true, "localhost", port),
+            model: "m".into(),
+            rank: None,
+            needs: Arc::default(),
+        };
+        let ask = |tls| {
+            let engines = OverHttp::new(Arc::default(), tls);
+            let target = target.clone();
+            async move { engines.get(&target, "/kv_event_sources").await }
+        };
+        let body = ask(Some(trusting(Some(certificate)))).await.unwrap();
+        let sources = vllm_event_sources(&body.unwrap(), "localhost").unwrap();
+        let events: Vec<String> = sources.iter().map(|s| s.events.to_string()).collect();
+        assert_eq!(events, ["tcp://localhost:5557"]);
+        // Nobody else may say it.
+        for stranger in [Some(trusting(None)), None] {
+            let refused = ask(stranger).await.unwrap_err();
+            assert!(refused.contains("/kv_event_sources"), "{refused}");
+        }
+    }
+}
