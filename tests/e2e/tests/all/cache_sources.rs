@@ -44,16 +44,23 @@ async fn fleet(
         .await?
         .ok()?;
     for router in 0..2 {
-        until("the config to be in effect", SOON, async || {
-            let page = get(fleet.routers[router].admin(), "/metrics").await?.text();
-            let gauge = metric(
-                &page,
-                "quorate_scheduling_config_generation",
-                "pool=\"pool\"",
-            );
-            ensure!(gauge == Some(1.0), "{gauge:?}");
-            anyhow::Ok(())
-        })
+        until(
+            "the config to be in effect on routers that know each other",
+            SOON,
+            async || {
+                let page = get(fleet.routers[router].admin(), "/metrics").await?.text();
+                let gauge = metric(
+                    &page,
+                    "quorate_scheduling_config_generation",
+                    "pool=\"pool\"",
+                );
+                ensure!(gauge == Some(1.0), "{gauge:?}");
+                // A router that has not heard of the other one yet follows servers that are the other one's, and reading a poll empties it.
+                let live = metric(&page, "quorate_nodes_live", "");
+                ensure!(live == Some(2.0), "{live:?}");
+                anyhow::Ok(())
+            },
+        )
         .await?;
     }
     Ok(fleet)
