@@ -28,12 +28,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use usage::Usage;
 
 /// Longest wait for the group's contents before the node says that it is ready.
 const WARM_WITHIN: Duration = Duration::from_secs(30);
+/// Longest wait for the other nodes of the region before engines are followed: those that do not answer are dead.
+const MEET_WITHIN: Duration = Duration::from_secs(2);
 /// How often ownership and the pools' wishes are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often the map's figures are published.
@@ -73,11 +75,13 @@ impl CacheParts {
             Arc::clone(&view),
             told,
         );
-        let (until, warm) = (stop.clone(), group.clone());
+        let (until, warm, meeting) = (stop.clone(), group.clone(), Arc::clone(plane));
         tokio::spawn(async move {
             // Before that, a holder that is not there may only not have come yet.
             let all = async {
                 warm.warm().await;
+                // An engine that is polled by two loses what the wrong one reads.
+                let _ = timeout(MEET_WITHIN, meeting.met()).await;
                 watching.await;
             };
             until.run_until_cancelled(all).await;

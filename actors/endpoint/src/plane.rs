@@ -210,6 +210,31 @@ impl PlaneHandle {
         self.shared.live.subscribe()
     }
 
+    /// Returns once this node hears all nodes of its region that it knows of. Before that it takes for its own what others own.
+    pub async fn met(&self) {
+        let (mut live, mut peers) = (self.live_nodes(), self.shared.peers.clone());
+        loop {
+            let all = {
+                let (live, peers) = (live.borrow_and_update(), peers.borrow_and_update());
+                let mut near = peers
+                    .iter()
+                    .filter(|peer| peer.region == self.shared.origin.region);
+                near.all(|peer| live.iter().any(|(id, _)| id == peer.node_id))
+            };
+            if all {
+                return;
+            }
+            // An error means that the node ends.
+            let changed = tokio::select! {
+                changed = live.changed() => changed,
+                changed = peers.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Events from now on.
     pub fn events(&self) -> broadcast::Receiver<PlaneEvent> {
         self.shared.events.subscribe()
