@@ -392,22 +392,6 @@ async fn routers_that_place_heavy_requests_at_the_same_moment_learn_it() {
 }
 
 #[tokio::test]
-async fn a_node_has_met_the_others_when_it_hears_them() {
-    let (state, _engine) = fleet().await;
-    let peers = Peers::default();
-    let one = Node::start(1, &state, &peers).await;
-    patiently("nobody else is known", one.plane.met()).await;
-    // Known, and not there; of another region, and not waited for.
-    peers.add(2, "r", "127.0.0.1:1".parse().unwrap());
-    peers.add(3, "far", "127.0.0.1:1".parse().unwrap());
-    let waited = tokio::time::timeout(Duration::from_millis(200), one.plane.met()).await;
-    assert!(waited.is_err(), "{:?}", one.live());
-    let _two = stranger(&one, "c", 2, 70).await.unwrap();
-    patiently("the other one is heard", one.plane.met()).await;
-    assert_eq!(one.live(), [1, 2]);
-}
-
-#[tokio::test]
 async fn a_silent_node_is_dead_and_strangers_are_refused() {
     let (state, _engine) = fleet().await;
     let node = Node::start_with(
