@@ -8,7 +8,6 @@ mod regions;
 use crate::ownership::LiveNodes;
 use crate::shared::Shared;
 use parking_lot::Mutex;
-use prost::Message as _;
 use quorate_proto::peer::v1::FlowMessage;
 use quorate_routing::flow::FlowControl;
 use quorate_routing::flow::share::PoolShare;
@@ -31,20 +30,36 @@ const MOST_MAIL: usize = 10_000;
 const BUNDLE: usize = 1 << 20;
 
 /// What waits to be sent to one peer.
-#[derive(Default)]
-pub struct Mail {
-    messages: Mutex<Vec<FlowMessage>>,
+pub struct Mail<M> {
+    messages: Mutex<Vec<M>>,
     wake: Notify,
 }
 
-impl Mail {
+impl<M> Default for Mail<M> {
+    fn default() -> Self {
+        Self {
+            messages: Mutex::default(),
+            wake: Notify::default(),
+        }
+    }
+}
+
+impl<M: prost::Message> Mail<M> {
     /// Completes when there is something.
     pub async fn written(&self) {
         self.wake.notified().await;
     }
 
+    /// The same for a peer that may have no mail; that is never written.
+    pub async fn written_in(mail: Option<&Self>) {
+        match mail {
+            Some(mail) => mail.written().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Takes all of it, in order, in bundles far below the transport's limit.
-    pub fn take(&self) -> Vec<Vec<FlowMessage>> {
+    pub fn take(&self) -> Vec<Vec<M>> {
         let all = std::mem::take(&mut *self.messages.lock());
         let (mut bundles, mut size) = (vec![Vec::new()], 0);
         for message in all {
@@ -61,7 +76,8 @@ impl Mail {
         bundles
     }
 
-    fn put(&self, message: FlowMessage) {
+    /// Adds a message.
+    pub fn put(&self, message: M) {
         let mut messages = self.messages.lock();
         if messages.len() < MOST_MAIL {
             messages.push(message);
@@ -83,13 +99,13 @@ struct Inbox {
 #[derive(Default)]
 pub struct Flows {
     inbox: Mutex<Inbox>,
-    mail: Mutex<HashMap<u64, Arc<Mail>>>,
+    mail: Mutex<HashMap<u64, Arc<Mail<FlowMessage>>>>,
     wake: Notify,
 }
 
 impl Flows {
     /// This node's stream to a peer is a new one. Gives what will be written to it.
-    pub fn link_opened(&self, peer: u64) -> Arc<Mail> {
+    pub fn link_opened(&self, peer: u64) -> Arc<Mail<FlowMessage>> {
         let mail = Arc::new(Mail::default());
         self.mail.lock().insert(peer, Arc::clone(&mail));
         self.inbox.lock().opened.insert(peer);

@@ -29,6 +29,7 @@ mod shared;
 mod signals;
 mod supervise;
 mod task;
+mod turns;
 
 pub use catalog::{Declared, PageUrl};
 pub use discovery::{Declare, DeclareError, DiscoveryOp};

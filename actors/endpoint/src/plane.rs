@@ -16,6 +16,7 @@ use crate::shared::{Catalog, Shared};
 use crate::signals::Signals;
 use crate::supervise::{Children, Supervisor, Wanted};
 use crate::task::Task;
+use crate::turns::{self, Post};
 use crate::{describe, gauges};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -23,8 +24,10 @@ use quorate_proto::peer::v1::load_exchange_server::LoadExchangeServer;
 use quorate_proto::v1::{EndpointStatus, PoolStatus};
 use quorate_routing::SharedView;
 use quorate_routing::config::Registry;
+use quorate_routing::turns::Turns;
 use ractor::{Actor, ActorCell};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +92,13 @@ impl EndpointPlane {
         let live: LiveNodes = [(origin.node_id, Arc::clone(&origin.region))]
             .into_iter()
             .collect();
+        let post = Arc::new(Post::default());
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let turns = Turns::new(
+            origin.node_id,
+            since_epoch.map_or(0, |since| since.as_millis() as u64),
+            Arc::<Post>::clone(&post),
+        );
         let policies = Policies::of_cluster(&options.cluster_id, options.registry);
         let shared = Arc::new(Shared {
             origin,
@@ -103,10 +113,11 @@ impl EndpointPlane {
             outbox: Mutex::new(Outbox::default()),
             outbox_version: watch::channel(0).0,
             heavy_version: watch::channel(0).0,
-            signals: Arc::new(Signals::default()),
+            signals: Arc::new(Signals::new(turns)),
             live: watch::channel(Arc::new(live)).0,
             rebuild: Notify::new(),
             flows: Arc::new(Flows::default()),
+            post,
             lessons: Lessons::default(),
             events: broadcast::channel(EVENTS).0,
             peers: options.peers.clone(),
@@ -151,6 +162,7 @@ impl EndpointPlane {
             root: root.get_cell(),
             _gauges: Task::spawn(gauges::run(Arc::clone(&shared))),
             _flows: Task::spawn(flows::run(Arc::clone(&shared))),
+            _turns: Task::spawn(turns::run(Arc::clone(&shared))),
             _copies: Task::spawn(learnt::copy_for_newcomers(Arc::clone(&shared))),
             _failure: failure,
             shared,
@@ -169,6 +181,7 @@ pub struct PlaneHandle {
     root: ActorCell,
     _gauges: Task,
     _flows: Task,
+    _turns: Task,
     _copies: Task,
     _failure: Task,
 }

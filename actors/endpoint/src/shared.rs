@@ -15,10 +15,11 @@ use crate::ownership::LiveNodes;
 use crate::plane::CheckCaller;
 use crate::scheduling::Policies;
 use crate::signals::Signals;
+use crate::turns::Post;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use quorate_proto::v1::Engine;
-use quorate_routing::beside::HEAVY_TOKENS;
+use quorate_routing::turns::HEAVY_TOKENS;
 use quorate_routing::{Endpoint, SharedView, now_ms};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -186,6 +187,8 @@ pub struct Shared {
     pub rebuild: Notify,
     /// Flow control of the pools, between the nodes.
     pub flows: Arc<Flows>,
+    /// What the routers of the region say to each other of turns.
+    pub post: Arc<Post>,
     /// What the routers of the region learn from their picks.
     pub lessons: Lessons,
     /// For the node.
@@ -247,7 +250,7 @@ impl Shared {
                 .set_remote_in_flight(others.saturating_add(retired));
             let before = entry.endpoint.set_remote_tokens(tokens);
             if tokens >= before.saturating_add(HEAVY_TOKENS) {
-                self.signals.neighbours.heard(now_ms());
+                self.signals.turns.heavy_heard(now_ms());
             }
         }
     }
@@ -255,14 +258,11 @@ impl Shared {
     fn refresh_live(&self) {
         let mut live = self.table.lock().live();
         live.insert(self.node_id(), Arc::clone(&self.origin.region));
-        let near = || {
-            live.iter()
-                .filter(|(_, region)| **region == self.origin.region)
-        };
-        let rank = near().take_while(|(id, _)| *id != self.node_id()).count();
-        self.signals
-            .neighbours
-            .set_place(rank as u32, near().count() as u32);
+        let near = live
+            .iter()
+            .filter(|(_, region)| **region == self.origin.region);
+        let routers = near.map(|(id, _)| id).collect();
+        self.signals.turns.set_routers(routers, now_ms());
         self.live.send_if_modified(|current| {
             let changed = **current != live;
             if changed {

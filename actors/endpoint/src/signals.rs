@@ -3,9 +3,10 @@
 use crate::exchange::Key;
 use metrics::counter;
 use parking_lot::Mutex;
-use quorate_routing::beside::{Beside, HEAVY_TOKENS, Neighbours};
+use quorate_routing::turns::{HEAVY_TOKENS, Turn, Turns};
 use quorate_routing::{Endpoint, EndpointObserver, Failure, now_ms};
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use tokio::sync::Notify;
 
@@ -13,18 +14,29 @@ use tokio::sync::Notify;
 const MOST_SUSPECTS: usize = 1_024;
 
 /// The observer of every endpoint.
-#[derive(Default)]
 pub struct Signals {
     dirty: AtomicBool,
     wake: Notify,
     heavy: AtomicBool,
     hurry: Notify,
     suspects: Mutex<HashSet<Key>>,
-    /// The other routers of the region.
-    pub neighbours: Neighbours,
+    /// When this router and the others of its region place heavy requests.
+    pub turns: Arc<Turns>,
 }
 
 impl Signals {
+    /// With the turns of this router.
+    pub fn new(turns: Turns) -> Self {
+        Self {
+            dirty: AtomicBool::default(),
+            wake: Notify::default(),
+            heavy: AtomicBool::default(),
+            hurry: Notify::default(),
+            suspects: Mutex::default(),
+            turns: Arc::new(turns),
+        }
+    }
+
     /// Completes when something happened since the last [`Self::take`].
     pub async fn woken(&self) {
         self.wake.notified().await;
@@ -76,7 +88,7 @@ impl EndpointObserver for Signals {
 
     fn in_flight_changed(&self, began: u64) {
         if began >= HEAVY_TOKENS {
-            self.neighbours.placed(now_ms());
+            self.turns.heavy_placed(now_ms());
             if !self.heavy.swap(true, SeqCst) {
                 self.hurry.notify_one();
             }
@@ -84,7 +96,7 @@ impl EndpointObserver for Signals {
         self.raise();
     }
 
-    fn beside(&self) -> Option<Beside> {
-        self.neighbours.beside()
+    fn turn(&self) -> Option<Turn> {
+        self.turns.ask(now_ms())
     }
 }

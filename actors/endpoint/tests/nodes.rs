@@ -360,38 +360,6 @@ async fn a_heavy_request_is_told_before_the_gap_is_over() {
 }
 
 #[tokio::test]
-async fn routers_that_place_heavy_requests_at_the_same_moment_learn_it() {
-    let (state, _engine) = fleet().await;
-    let peers = Peers::default();
-    let nodes = [
-        Node::start(1, &state, &peers).await,
-        Node::start(2, &state, &peers).await,
-    ];
-    settled(&[&nodes[0], &nodes[1]]).await;
-    let beside = || {
-        nodes
-            .each_ref()
-            .map(|node| node.endpoint("e0").unwrap().beside())
-    };
-    assert_eq!(beside(), [None, None], "nothing was placed yet");
-    let begun = Instant::now();
-    let learnt = loop {
-        if let [Some(one), Some(two)] = beside() {
-            break [one, two];
-        }
-        assert!(begun.elapsed() < support::PATIENCE, "{:?}", beside());
-        let both = nodes
-            .each_ref()
-            .map(|node| node.endpoint("e0").unwrap().reserve_with(now_ms(), 5_000));
-        tokio::time::sleep(Duration::from_millis(40)).await;
-        drop(both);
-        tokio::time::sleep(Duration::from_millis(40)).await;
-    };
-    assert_eq!(learnt.map(|beside| beside.rank), [0, 1]);
-    assert_eq!(learnt.map(|beside| beside.count), [2, 2]);
-}
-
-#[tokio::test]
 async fn a_silent_node_is_dead_and_strangers_are_refused() {
     let (state, _engine) = fleet().await;
     let node = Node::start_with(

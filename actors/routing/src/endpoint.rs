@@ -15,9 +15,9 @@ pub use facts::EndpointFacts;
 pub use rates::{FarTier, PromptWork, Rate, Rates};
 pub use reservation::{Failure, Reservation};
 
-use crate::beside::Beside;
 use crate::breaker::{Admission, Breaker, BreakerPolicy, BreakerState};
 use crate::target::Target;
+use crate::turns::Turn;
 use arc_swap::ArcSwap;
 use slot::Slot;
 use std::collections::BTreeMap;
@@ -101,8 +101,8 @@ pub trait EndpointObserver: Send + Sync {
     /// A reservation of so many prompt tokens began, or one ended (0). Called for every request, on its worker: not more than a flag
     /// may be set here.
     fn in_flight_changed(&self, _began: u64) {}
-    /// The routers that place beside this one; `None`: none that a pick has to count on.
-    fn beside(&self) -> Option<Beside> {
+    /// A turn to place a heavy request on one of the endpoints that this observer has; `None`: there is no need to wait.
+    fn turn(&self) -> Option<Turn> {
         None
     }
 }

@@ -9,7 +9,6 @@
 //! * reads: the published [`RoutingView`], the atomics of its endpoints
 //! * writes: reservations and observations on endpoints
 //! * takes no messages
-pub mod beside;
 pub mod breaker;
 pub mod cache;
 pub mod classify;
@@ -29,6 +28,7 @@ pub mod request;
 pub mod rewrite;
 pub mod target;
 pub mod tokens;
+pub mod turns;
 pub mod view;
 
 pub use breaker::{Breaker, BreakerPolicy, BreakerState};

@@ -33,7 +33,6 @@ pub use profile::{Named, Profile, Weighted};
 pub use request::{BYTES_PER_TOKEN, Prompt, SchedulingRequest};
 pub use stages::{Extras, Stages, Step};
 
-use crate::beside::{Beside, HEAVY_TOKENS};
 use crate::config::registry::Produces;
 use crate::endpoint::{Endpoint, LoadSnapshot};
 use crate::pick::{NotPicked, Picked, Scheduler, Tried, Unavailable};
@@ -222,11 +221,6 @@ impl Pipeline {
             record.produced = noting::produced(&self.filled, attributes, &candidates);
         }
 
-        let beside = self.expect_others(ask, rows, loads, attributes);
-        if let Some(record) = &mut record {
-            record.beside = beside;
-        }
-
         let mut context = Context {
             request,
             endpoints,
@@ -313,36 +307,6 @@ impl Pipeline {
             });
         }
         Err(Unavailable::none_left(ask.tried).into())
-    }
-
-    /// Adds to the endpoints that other routers begin with what these may be placing there now. Light requests are not looked at: what one of
-    /// them brings makes no difference.
-    fn expect_others(
-        &self,
-        ask: &Ask<'_>,
-        rows: &[Row],
-        loads: &mut Loads,
-        attributes: &Attributes,
-    ) -> Option<Beside> {
-        let any = rows.first().and_then(|row| ask.endpoints.get(*row))?;
-        let beside = any.beside()?;
-        let mut expected = None;
-        for (place, &row) in rows.iter().enumerate() {
-            let context = Context {
-                request: ask.request,
-                endpoints: ask.endpoints,
-                loads,
-                attributes,
-                now: ask.now,
-                peer: None,
-            };
-            let tokens = self.tokens_of(&context, row);
-            if tokens >= HEAVY_TOKENS && beside.is_anothers(place) {
-                loads.expect(row, tokens, f64::from(beside.chance));
-                expected = Some(beside);
-            }
-        }
-        expected
     }
 
     fn run_profiles(

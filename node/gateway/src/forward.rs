@@ -14,6 +14,7 @@ use crate::hints::with_hints;
 use crate::metrics::{dropped, not_picked, retried};
 use crate::observe::End;
 use crate::tokenize::tokenize;
+use crate::turn::TakingTurn;
 use crate::upstream::{self, Answer, Failed};
 use crate::worker::Worker;
 use http::Response;
@@ -74,13 +75,22 @@ async fn forward(worker: &Worker, mut call: Call) -> Result<Response<GatewayBody
     if let Some(gathering) = gathering {
         call.together = Some(gathering.await);
     }
+    let tokens = call.tokens.as_deref();
+    let view = core.shared.view();
+    let mut placing = match TakingTurn::ask(view, &call.class, &call.info, &call.body, tokens) {
+        Some(turn) => turn.await,
+        None => None,
+    };
     let mut tried = Tried::default();
     let mut attempts = 0;
     let mut last: Option<Last> = None;
     let mut reason = "";
     let mut fallbacks = Fallbacks::default();
     loop {
-        let picked = match pick(worker, &mut call, &tried, &mut fallbacks) {
+        let picked = pick(worker, &mut call, &tried, &mut fallbacks);
+        // The next router's turn.
+        drop(placing.take());
+        let picked = match picked {
             Ok(picked) => picked,
             Err(refusal) => {
                 if last.is_some() {

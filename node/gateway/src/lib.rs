@@ -45,6 +45,7 @@ mod tls;
 mod tokenize;
 mod trace;
 mod transport;
+mod turn;
 mod upstream;
 mod usage;
 mod watched;

@@ -34,6 +34,10 @@ const NTPOT: &str = "llm_d_epp_request_ntpot_seconds";
 const PROCESSING: &str = "llm_d_epp_request_processing_duration_seconds";
 const RESPONSE_PROCESSING: &str = "llm_d_epp_response_processing_duration_seconds";
 const SCHEDULING: &str = "llm_d_epp_scheduler_e2e_duration_seconds";
+/// Turns that heavy requests asked for, by `result` (`begun`, `late`).
+pub(crate) const TURNS: &str = "quorate_turns_total";
+/// How long they waited.
+pub(crate) const TURN_WAIT: &str = "quorate_turn_wait_seconds";
 const ATTEMPTS: &str = "llm_d_epp_scheduler_attempts_total";
 /// Endpoints have no namespaces; one that came from a place that has them may carry its in a label.
 const NAMESPACE: &str = "default";
@@ -163,6 +167,15 @@ pub fn describe() {
         DURATION,
         Unit::Seconds,
         "From the request's arrival to the last byte of the answer."
+    );
+    describe_counter!(
+        TURNS,
+        "Heavy requests that asked for their router's turn to place them, by what came of it."
+    );
+    describe_histogram!(
+        TURN_WAIT,
+        Unit::Seconds,
+        "How long heavy requests waited for their router's turn."
     );
     describe_histogram!(REQUEST_SIZE, Unit::Bytes, "Length of request bodies.");
     describe_histogram!(RESPONSE_SIZE, Unit::Bytes, "Length of response bodies.");

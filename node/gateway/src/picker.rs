@@ -32,6 +32,7 @@ use quorate_routing::flow::Permit;
 use quorate_routing::plugin::producer::burst_prefix::Together;
 use quorate_routing::request::PromptIn;
 use quorate_routing::tokens::PromptTokens;
+use quorate_routing::turns::Placing;
 use quorate_routing::{
     Api, Caller, Class, Decision, Dialect, Endpoint, Picked, RequestInfo, Route, SchedulingRequest,
     Target, Tried, now_ms,
@@ -84,6 +85,8 @@ pub struct Asked {
     permit: Option<Permit>,
     /// Where it should go together with others that came at the same time.
     together: Option<Together>,
+    /// This router's turn to place it, where several have heavy requests to place.
+    placing: Option<Placing>,
     /// Its prompt as tokens, where its pool has a use for them.
     tokens: Option<Box<PromptTokens>>,
     started: Instant,
@@ -270,6 +273,7 @@ impl Picker {
             dialect,
             permit: None,
             together: None,
+            placing: None,
             tokens: None,
             started,
             observation,
@@ -291,7 +295,10 @@ impl Picker {
         headers: &HeaderMap,
         wanted: &Wanted<'_>,
     ) -> Result<Choice, Denied> {
-        match self.pick(&mut asked, headers, wanted) {
+        let placed = self.pick(&mut asked, headers, wanted);
+        // The next router's turn.
+        drop(asked.placing.take());
+        match placed {
             Ok(Placed {
                 addresses,
                 scores,

@@ -5,7 +5,7 @@ use crate::flows::Mail;
 use crate::learnt::Satchel;
 use crate::shared::Shared;
 use quorate_proto::peer::v1::load_exchange_client::LoadExchangeClient;
-use quorate_proto::peer::v1::{LoadAck, LoadHello, LoadUpdate};
+use quorate_proto::peer::v1::{FlowMessage, LoadAck, LoadHello, LoadUpdate, TurnMessage};
 use quorate_routing::now_ms;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,7 @@ async fn stream(shared: &Shared, peer: &Peer, pace: Pace) -> Result<(), Status> 
         sent: 0,
         // What was put there for an earlier stream is void.
         mail: shared.flows.link_opened(peer.node_id),
+        turns: near.then(|| shared.post.link_opened(peer.node_id)),
         // Routers of other regions have endpoints of their own.
         lessons: near.then(|| shared.lessons.link_opened(peer.node_id)),
     };
@@ -90,7 +91,8 @@ struct Sender<'a> {
     shared: &'a Shared,
     messages: mpsc::Sender<LoadUpdate>,
     sent: u64,
-    mail: Arc<Mail>,
+    mail: Arc<Mail<FlowMessage>>,
+    turns: Option<Arc<Mail<TurnMessage>>>,
     lessons: Option<Arc<Satchel>>,
 }
 
@@ -147,10 +149,15 @@ impl Sender<'_> {
                         }
                     }
                 }
+                () = Mail::written_in(self.turns.as_deref()) => {
+                    // Before a turn is over comes what was placed and learnt in it.
+                    let turns = self.turns.as_ref().map(|mail| mail.take()).unwrap_or_default();
+                    if !self.send_learnt().await || !self.send_counts(turns.concat()).await {
+                        return;
+                    }
+                }
                 () = Satchel::filled(self.lessons.as_deref()) => {
-                    let learnt = self.lessons.as_ref().map(|l| l.take()).unwrap_or_default();
-                    let update = LoadUpdate { learnt, ..Default::default() };
-                    if self.messages.send(update).await.is_err() {
+                    if !self.send_learnt().await {
                         return;
                     }
                 }
@@ -158,7 +165,7 @@ impl Sender<'_> {
                     if let Ok(Err(_)) = changed {
                         return;
                     }
-                    if !self.send_counts().await {
+                    if !self.send_counts(Vec::new()).await {
                         return;
                     }
                     not_before = Instant::now() + pace.gap;
@@ -167,16 +174,29 @@ impl Sender<'_> {
         }
     }
 
-    /// Sends what changed in the outbox, or an empty message. False: the stream is over.
-    async fn send_counts(&mut self) -> bool {
+    /// Sends a message's worth of what was learnt. False: the stream is over.
+    async fn send_learnt(&self) -> bool {
+        let learnt = self.lessons.as_ref().map(|l| l.take()).unwrap_or_default();
+        if learnt.is_empty() {
+            return true;
+        }
+        let update = LoadUpdate {
+            learnt,
+            ..Default::default()
+        };
+        self.messages.send(update).await.is_ok()
+    }
+
+    /// Sends what changed in the outbox, and with the last of it what there is to say of turns. False: the stream is over.
+    async fn send_counts(&mut self, turns: Vec<TurnMessage>) -> bool {
         let (mut updates, version) = {
             let outbox = self.shared.outbox.lock();
             (outbox.since(self.sent, now_ms()), outbox.version())
         };
         self.sent = version;
-        if updates.is_empty() {
-            updates.push(LoadUpdate::default());
-        }
+        let mut last = updates.pop().unwrap_or_default();
+        last.turns = turns;
+        updates.push(last);
         for update in updates {
             if self.messages.send(update).await.is_err() {
                 return false;

@@ -5,6 +5,7 @@ use crate::exchange::Pace;
 use crate::exchange::table::{Origin, StreamId};
 use crate::learnt;
 use crate::shared::Shared;
+use crate::turns;
 use quorate_proto::peer::v1::load_exchange_server::LoadExchange;
 use quorate_proto::peer::v1::{LoadAck, LoadUpdate};
 use quorate_routing::now_ms;
@@ -154,6 +155,7 @@ impl Incoming {
                         learnt::receive(&self.shared, &update.learnt);
                         let changes = self.shared.table.lock().update(self.id, &update, grace, now_ms());
                         self.shared.apply(changes);
+                        turns::receive(&self.shared, self.node_id, &update.turns);
                     }
                     Ok(None) => return,
                     Err(status) => {

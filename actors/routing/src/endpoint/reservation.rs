@@ -1,7 +1,7 @@
 //! A request's place on an endpoint, and what is reported of the request through it.
 
 use super::{Endpoint, PromptWork};
-use crate::beside::Beside;
+use crate::turns::Turn;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -125,9 +125,9 @@ impl Reservation {
 }
 
 impl Endpoint {
-    /// The routers that place beside this one; `None`: none that a pick has to count on.
-    pub fn beside(&self) -> Option<Beside> {
-        self.observer.as_ref()?.beside()
+    /// A turn to place a heavy request on this endpoint or one beside it, as [`crate::turns`] says; `None`: there is no need to wait.
+    pub fn turn(&self) -> Option<Turn> {
+        self.observer.as_ref()?.turn()
     }
 
     pub(super) fn tell_in_flight(&self, began: u64) {

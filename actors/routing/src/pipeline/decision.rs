@@ -7,7 +7,6 @@
 
 use super::name::Name;
 use super::{Prediction, TierBlocks};
-use crate::beside::Beside;
 use crate::endpoint::{AdapterLoad, CacheShape, EndpointFacts};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,9 +25,6 @@ pub struct Decision {
     pub candidates: Vec<Candidate>,
     /// Endpoints that could not be used (unhealthy, draining, breaker open, tried already, slow start).
     pub unusable: Vec<Name>,
-    /// Routers that were counted on to place requests at the same moment. What was expected of them is not in the candidates' load.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beside: Option<Beside>,
     /// What hard constraints removed.
     pub screened: Vec<Removal>,
     /// What the data producers found out.

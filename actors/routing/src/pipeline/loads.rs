@@ -117,16 +117,6 @@ impl Loads {
         put(&mut self.moved, row, if has_usage { moved } else { 0 });
     }
 
-    /// Counts on a request of so many tokens that may be coming to the endpoint, as likely as `chance` (0 to 1) says.
-    pub(super) fn expect(&mut self, row: Row, tokens: u64, chance: f64) {
-        if let Some(cell) = self.tokens.get_mut(row) {
-            *cell = cell.saturating_add((tokens as f64 * chance) as u64);
-        }
-        if let Some(cell) = self.queue.get_mut(row) {
-            *cell += chance;
-        }
-    }
-
     /// Requests in the engine's queue.
     pub fn queue(&self, row: Row) -> f64 {
         at(&self.queue, row)

@@ -1,7 +1,6 @@
 //! The pipeline as a whole, on compiled configurations.
 
 mod accounting;
-mod burst;
 
 use super::*;
 use crate::config::EndpointPickerConfig;

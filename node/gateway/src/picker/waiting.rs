@@ -1,10 +1,12 @@
-//! A request that is held back while its pool is full, until its prompt has been tokenized, or until those that come with it are there.
+//! A request that is held back while its pool is full, until its prompt has been tokenized, until those that come with it are there, or until
+//! it is this router's turn.
 
 use super::{Asked, Denied, Picker};
 use crate::admit::flow_request;
 use crate::error::Refusal;
 use crate::gather::Gathering;
 use crate::tokenize::{Tokenizing, tokenize};
+use crate::turn::TakingTurn;
 use crate::worker::GatewayShared;
 use quorate_routing::flow::{Admission, Outcome};
 use std::future::Future;
@@ -31,6 +33,7 @@ enum WaitsFor {
     Room(Admission),
     Tokens(Tokenizing),
     Others(Gathering),
+    Turn(TakingTurn),
 }
 
 impl Picker {
@@ -82,8 +85,29 @@ impl Picker {
 fn after_room(shared: &GatewayShared, asked: &Asked) -> Option<WaitsFor> {
     match tokenize(shared, &asked.class, &asked.info, &asked.body) {
         Some(tokenizing) => Some(WaitsFor::Tokens(tokenizing)),
-        None => gather(shared, asked).map(WaitsFor::Others),
+        None => after_tokens(shared, asked),
     }
+}
+
+/// What a request that has its tokens waits for.
+fn after_tokens(shared: &GatewayShared, asked: &Asked) -> Option<WaitsFor> {
+    match gather(shared, asked) {
+        Some(gathering) => Some(WaitsFor::Others(gathering)),
+        None => take_turn(shared, asked),
+    }
+}
+
+/// What a request waits for at last.
+fn take_turn(shared: &GatewayShared, asked: &Asked) -> Option<WaitsFor> {
+    let tokens = asked.tokens.as_deref();
+    TakingTurn::ask(
+        shared.view(),
+        &asked.class,
+        &asked.info,
+        &asked.body,
+        tokens,
+    )
+    .map(WaitsFor::Turn)
 }
 
 fn gather(shared: &GatewayShared, asked: &Asked) -> Option<Gathering> {
@@ -124,12 +148,20 @@ impl Waiting {
                         return Poll::Pending;
                     };
                     asked.tokens = tokens;
-                    gather(&self.shared, asked).map(WaitsFor::Others)
+                    after_tokens(&self.shared, asked)
                 }
                 WaitsFor::Others(gathering) => {
                     let together = ready!(Pin::new(gathering).poll(cx));
+                    let Some(asked) = &mut self.asked else {
+                        return Poll::Pending;
+                    };
+                    asked.together = Some(together);
+                    take_turn(&self.shared, asked)
+                }
+                WaitsFor::Turn(turn) => {
+                    let placing = ready!(Pin::new(turn).poll(cx));
                     if let Some(asked) = &mut self.asked {
-                        asked.together = Some(together);
+                        asked.placing = placing;
                     }
                     None
                 }

@@ -1,5 +1,6 @@
 //! What the tests share: engines that behave as told, a gateway in front of them, and a client that sees every byte.
 
+pub use crate::ready::*;
 pub use crate::requests::*;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -9,11 +10,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use quorate_gateway::{Gateway, GatewayConfig, GatewayHandle, GatewayShared, HumanDuration};
-use quorate_routing::{
-    BreakerPolicy, Endpoint, EndpointSpec, Health, PoolPolicy, PoolSpec, RoutingView, ServedModel,
-    SharedView, Target,
-};
-use std::collections::BTreeMap;
+use quorate_routing::{Endpoint, PoolPolicy, PoolSpec, RoutingView, SharedView};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -213,45 +210,6 @@ pub fn config() -> GatewayConfig {
         seed: Some(7),
         ..GatewayConfig::default()
     }
-}
-
-pub fn endpoint(name: &str, url: &str, h2c: bool) -> Arc<Endpoint> {
-    let endpoint = Endpoint::new(
-        EndpointSpec {
-            name: name.into(),
-            incarnation: 1,
-            pool: "p".into(),
-            target: Target::parse(url).unwrap(),
-            h2c,
-            region: "r".into(),
-            rank: None,
-            labels: BTreeMap::new(),
-            // Tests of retries must not be tests of the breaker.
-            breaker: BreakerPolicy {
-                consecutive_failures: 1000,
-                ..BreakerPolicy::default()
-            },
-            slow_start: Duration::ZERO,
-            stall_timeout: Duration::from_secs(60),
-        },
-        None,
-    );
-    endpoint.set_models(vec![ServedModel {
-        id: "m".into(),
-        max_model_len: Some(4096),
-        ..ServedModel::default()
-    }]);
-    endpoint.set_health(Health::Ready, 1);
-    Arc::new(endpoint)
-}
-
-/// An endpoint for each engine, over HTTP/1.1.
-pub fn endpoints(engines: &[&Engine]) -> Vec<Arc<Endpoint>> {
-    engines
-        .iter()
-        .enumerate()
-        .map(|(i, engine)| endpoint(&format!("e{i}"), &format!("http://{}", engine.addr), false))
-        .collect()
 }
 
 impl Front {

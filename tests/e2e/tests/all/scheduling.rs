@@ -30,6 +30,19 @@ schedulingProfiles:
     )
 }
 
+/// The fewest prompt tokens to compute, and nothing else.
+const QUEUES: &str = "apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: token-load-scorer
+- type: max-score-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: token-load-scorer
+  - pluginRef: max-score-picker
+";
+
 async fn apply(fleet: &Fleet, router: usize, text: &str) -> anyhow::Result<String> {
     fleet
         .cli_with(&[router], &["apply", "-f", "-"], text)
@@ -117,6 +130,48 @@ async fn configs_change_under_load_and_back_without_a_failed_request() -> anyhow
     .await?;
     load.progress(&gateways, 10, SOON).await?;
     load.stop().await?.all_good(&gateways)?;
+    fleet.finish().await
+}
+
+/// Heavy prompts that come to all routers at one instant: the routers take turns, and no server is left without work.
+#[tokio::test]
+async fn routers_place_a_burst_of_heavy_prompts_one_after_the_other() -> anyhow::Result<()> {
+    const EACH: usize = 3;
+    let fleet = Fleet::of(3, 3).start().await?;
+    apply(&fleet, 0, QUEUES).await?;
+    in_effect(&fleet, 1).await?;
+    let burst = async || -> anyhow::Result<Vec<u64>> {
+        let asked = ALL.into_iter().flat_map(|router| {
+            let gateway = fleet.routers[router].gateway();
+            (0..EACH).map(move |n| async move {
+                let text = format!("{router} {n} ").repeat(4_000);
+                let body = chat("echo-model", &text, 2, false);
+                post(gateway, "/v1/chat/completions", &body).await
+            })
+        });
+        for answer in futures_util::future::try_join_all(asked).await? {
+            answer.ok()?;
+        }
+        let mut served = Vec::new();
+        for sim in &fleet.sims {
+            served.push(sim.stat("requests").await?);
+        }
+        Ok(served)
+    };
+    let mut before = burst().await?;
+    until("turns and an even burst", SOON, async || {
+        let after = burst().await?;
+        let got: Vec<u64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        before = after;
+        for router in ALL {
+            let page = get(fleet.routers[router].admin(), "/metrics").await?.text();
+            let begun = metric(&page, "quorate_turns_total", "result=\"begun\"");
+            ensure!(begun > Some(0.0), "router {router}: {begun:?}");
+        }
+        ensure!(got.iter().all(|n| *n == EACH as u64), "{got:?}");
+        anyhow::Ok(())
+    })
+    .await?;
     fleet.finish().await
 }
 

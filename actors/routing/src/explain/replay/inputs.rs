@@ -1,12 +1,9 @@
 //! What a record gives a replay to work on: endpoints, columns, headers.
 
-use crate::beside::Beside;
 use crate::breaker::BreakerPolicy;
 use crate::config::EndpointPickerConfig;
 use crate::config::registry::Produces;
-use crate::endpoint::{
-    Endpoint, EndpointObserver, EndpointSpec, Failure, FarTier, Health, LoadFigures,
-};
+use crate::endpoint::{Endpoint, EndpointSpec, FarTier, Health, LoadFigures};
 use crate::explain::{RequestFacts, is_kept};
 use crate::pipeline::{
     Attributes, Candidate, Column, ColumnId, DataProducer, Decision, Named, Pipeline, ProducerInput,
@@ -29,34 +26,11 @@ const DEFAULT_HEADERS: &[(&str, &str)] = &[
 pub(super) fn endpoints(then: &Decision) -> (Vec<Arc<Endpoint>>, u64) {
     let ages = then.candidates.iter().filter_map(|c| c.age_ms);
     let now = 1_000_000 + u64::from(ages.max().unwrap_or(0));
-    let beside = then.beside.map(|beside| {
-        let observer: Arc<dyn EndpointObserver> = Arc::new(ThenBeside(beside));
-        observer
-    });
-    let made = then
-        .candidates
-        .iter()
-        .map(|c| endpoint(c, now, beside.clone()))
-        .collect();
+    let made = then.candidates.iter().map(|c| endpoint(c, now)).collect();
     (made, now)
 }
 
-/// The routers beside the one that decided, at that time.
-pub(super) struct ThenBeside(pub Beside);
-
-impl EndpointObserver for ThenBeside {
-    fn breaker_opened(&self, _: &Endpoint, _: Failure) {}
-    fn breaker_closed(&self, _: &Endpoint) {}
-    fn beside(&self) -> Option<Beside> {
-        Some(self.0)
-    }
-}
-
-fn endpoint(
-    candidate: &Candidate,
-    now: u64,
-    beside: Option<Arc<dyn EndpointObserver>>,
-) -> Arc<Endpoint> {
+fn endpoint(candidate: &Candidate, now: u64) -> Arc<Endpoint> {
     let facts = &candidate.facts;
     let endpoint = Endpoint::new(
         EndpointSpec {
@@ -74,7 +48,7 @@ fn endpoint(
             slow_start: Duration::ZERO,
             stall_timeout: Duration::from_secs(60),
         },
-        beside,
+        None,
     );
     endpoint.set_health(Health::Ready, now);
     if let Some(age) = candidate.age_ms {

@@ -1,9 +1,8 @@
 //! Replays: the same configuration changes nothing, another one may, and what is not known is said.
 
 use super::*;
-use crate::beside::Beside;
 use crate::endpoint::tests::spec;
-use crate::endpoint::{AdapterLoad, Endpoint, EndpointObserver, Health, LoadFigures};
+use crate::endpoint::{AdapterLoad, Endpoint, Health, LoadFigures};
 use crate::random::Random;
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
@@ -17,14 +16,6 @@ fn config(yaml: &str) -> EndpointPickerConfig {
 }
 
 fn pool(random: &mut Random, n: usize) -> Vec<Arc<Endpoint>> {
-    let beside = (random.below(2) == 0).then(|| {
-        let observer: Arc<dyn EndpointObserver> = Arc::new(inputs::ThenBeside(Beside {
-            rank: random.below(3) as u32,
-            count: 3,
-            chance: random.unit() as f32,
-        }));
-        observer
-    });
     (0..n)
         .map(|i| {
             let mut spec = spec(&format!("e{i}"));
@@ -37,7 +28,7 @@ fn pool(random: &mut Random, n: usize) -> Vec<Arc<Endpoint>> {
                 spec.labels
                     .insert(key.into(), values[random.below(3)].into());
             }
-            let endpoint = Arc::new(Endpoint::new(spec, beside.clone()));
+            let endpoint = Arc::new(Endpoint::new(spec, None));
             endpoint.set_health(Health::Ready, 1);
             if random.below(5) > 0 {
                 let figures = LoadFigures {
@@ -159,7 +150,7 @@ proptest! {
         let replay = Replay::new(config).unwrap();
         let endpoints = pool(&mut random, n);
         let route = route(&endpoints);
-        let prompts: Vec<String> = (0..3).map(|i| format!("{i} ").repeat(600 + 4_000 * i)).collect();
+        let prompts: Vec<String> = (0..3).map(|i| format!("{i} ").repeat(600)).collect();
         for i in 0..6 {
             let mut headers = HeaderMap::new();
             if random.below(2) == 0 {
@@ -183,7 +174,6 @@ proptest! {
             prop_assert_eq!(&now.picked, &then.picked, "{}: {}", i, yaml);
             prop_assert_eq!(&now.refused, &then.refused, "{}: {}", i, yaml);
             prop_assert_eq!(&now.candidates, &then.candidates, "{}", yaml);
-            prop_assert_eq!(now.beside, then.beside);
             prop_assert_eq!(now.profiles.len(), then.profiles.len());
             for (now, then) in now.profiles.iter().zip(&then.profiles) {
                 prop_assert_eq!(&now.filters, &then.filters, "{}: {}", i, yaml);

@@ -144,15 +144,6 @@ fn write_attempt(number: usize, attempt: &Attempt, out: Out<'_>) -> std::io::Res
             writeln!(out, "  {what}: {}", names(who))?;
         }
     }
-    if let Some(beside) = decision.beside {
-        writeln!(
-            out,
-            "  router {} of {}: what begins with another has {:.2} of this request on top",
-            beside.rank + 1,
-            beside.count,
-            beside.chance
-        )?;
-    }
     if decision.profiles.is_empty() {
         return candidates(decision, out);
     }
