@@ -11,6 +11,7 @@
 //! `OVERVIEW.md` for the whole picture.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod alone;
 mod cluster;
 mod error;
 mod group;

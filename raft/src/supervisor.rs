@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    alone::leads_alone,
     cluster::{Inner, Leadership, StopReason, leadership},
     group::Group,
     identity::DataDir,
@@ -68,7 +69,7 @@ impl Supervisor {
         }
     }
 
-    /// Publishes the leadership and keeps the peer table to the members.
+    /// Publishes the leadership, keeps the peer table to the members, and the clock running while there are others.
     fn follow_membership(&self) {
         let now = leadership(&self.group);
         self.leadership.send_if_modified(|known| {
@@ -78,7 +79,14 @@ impl Supervisor {
         });
         let me = self.group.local.node_id;
         let metrics = self.group.raft.metrics();
-        let membership = Arc::clone(&metrics.borrow_watched().membership_config);
+        let (membership, alone) = {
+            let metrics = metrics.borrow_watched();
+            (
+                Arc::clone(&metrics.membership_config),
+                leads_alone(&metrics),
+            )
+        };
+        self.group.raft.runtime_config().tick(!alone);
         for (id, member) in membership.nodes().filter(|(id, _)| **id != me) {
             self.group.peers.learn(*id, member);
         }

@@ -229,6 +229,7 @@ impl Driver {
         let Some(instance) = self.instance() else {
             return;
         };
+        instance.rest_alone();
         if instance.quorate() {
             self.leaderless = None;
         } else {

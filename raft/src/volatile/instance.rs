@@ -30,6 +30,7 @@ use super::{
     machine::{Machine, SnapshotData},
 };
 use crate::{
+    alone::leads_alone,
     error::Error,
     group::{MAX_COMMAND, NotAccepted, WriteError, not_accepted},
     network::{Network, Peers, Scope, bad_snapshot, refuse},
@@ -131,6 +132,12 @@ impl Instance {
 
     pub(super) fn metrics(&self) -> Metrics {
         self.raft.metrics().borrow_watched().clone()
+    }
+
+    /// Stops the clock while there is no other member, and starts it again when there is: soon enough for those that wait an election's time.
+    pub(super) fn rest_alone(&self) {
+        let alone = leads_alone(&self.raft.metrics().borrow_watched());
+        self.raft.runtime_config().tick(!alone);
     }
 
     /// Consensus has stopped by itself.
