@@ -98,8 +98,8 @@ pub trait EndpointObserver: Send + Sync {
     fn breaker_opened(&self, endpoint: &Endpoint, why: Failure);
     /// A trial request succeeded and the breaker closed.
     fn breaker_closed(&self, endpoint: &Endpoint);
-    /// A reservation of so many prompt tokens began, or one ended (0). Called for every request, on its worker: not more than a flag
-    /// may be set here.
+    /// A reservation of so many prompt tokens began, or one ended (0). Called for every request, on its worker: for most of them not more
+    /// than a flag may be set here, for a heavy one a lock held for a moment.
     fn in_flight_changed(&self, _began: u64) {}
     /// A turn to place a heavy request on one of the endpoints that this observer has; `None`: there is no need to wait.
     fn turn(&self) -> Option<Turn> {
